@@ -1,0 +1,3 @@
+"""Train a generative model on a small dataset and measure whether its samples help."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,73 @@
+"""The contracts of the house: read this file first.
+
+A generative model is a handful of pure functions (`GenerativeModel`), as an Optax optimiser is two.
+A family's config is a frozen dataclass whose `make(spec)` binds the shapes and returns them.
+Everything else (trainer, checkpoints, sampling, evaluation, export) sees a family only through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Batch = Mapping[str, jax.Array]
+"""Named arrays whose leading axis is the example."""
+
+Spec = Mapping[str, jax.ShapeDtypeStruct]
+"""One example: shapes and dtypes without the batch axis."""
+
+Metrics = dict[str, jax.Array]
+"""Named float32 values: scalars from `step`, one per example from `score`."""
+
+State = Any
+"""All that training carries: a pytree of arrays, opaque to everyone but the family."""
+
+Weights = Any
+"""What sampling needs of a State: parameters (their EMA) and statistics."""
+
+
+class GenerativeModel(NamedTuple):
+    """A family, bound to one example's shapes.
+
+    init:    `(key) -> State`. No data needed.
+    step:    `(State, Batch, key) -> (State, Metrics)`. One update of any number of networks.
+    weights: `(State) -> Weights`.
+    sample:  `(Weights, key, cond) -> Batch`. `cond["index"]: int32[n]` is always there and row i
+             depends only on `(weights, key, cond[i])`: its key is `fold_in(key, index[i])`.
+             The rows have the keys, shapes, dtypes and units of the dataset's raw examples.
+    score:   `(Weights, Batch, key) -> Metrics`, values of shape [n] (elbo, nll); `no_score` if none.
+    """
+
+    init: Callable[[jax.Array], State]
+    step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
+    weights: Callable[[State], Weights]
+    sample: Callable[[Weights, jax.Array, Batch], Batch]
+    score: Callable[[Weights, Batch, jax.Array], Metrics]
+
+
+class ModelConfig(Protocol):
+    """A family's frozen dataclass: hyper-parameters in, functions out."""
+
+    def make(self, spec: Spec) -> GenerativeModel:
+        """Bind the shapes of one example (`spec`) and return the functions."""
+        ...
+
+
+def no_score(weights: Weights, batch: Batch, key: jax.Array) -> Metrics:
+    """The score of a family that has none: no metrics."""
+    del weights, batch, key
+    return {}
+
+
+class UserError(Exception):
+    """Something the user can mend: one line naming the thing and the fix. Exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Data that is missing, unreadable or not what it was declared to be. Exit code 3."""
+
+    exit_code = 3

@@ -1,0 +1,26 @@
+"""Every test: 8 virtual CPU devices, no silent rank promotion, shapes checked at run time."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("genaug", "beartype.beartype")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's prepared data."""
+    monkeypatch.setenv("GENAUG_DATA_DIR", str(tmp_path_factory.getbasetemp() / "data"))
