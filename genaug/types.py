@@ -11,12 +11,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 Batch = Mapping[str, jax.Array]
 """Named arrays whose leading axis is the example."""
 
 Spec = Mapping[str, jax.ShapeDtypeStruct]
 """One example: shapes and dtypes without the batch axis."""
+
+
+
+class LabelSpec(jax.ShapeDtypeStruct):
+    """The spec of a class label: an int32 scalar from 0 to `num_classes - 1`."""
+
+    __slots__ = ["num_classes"]
+
+    def __init__(self, num_classes: int):
+        super().__init__((), np.dtype(np.int32))
+        self.num_classes = num_classes
+
 
 Metrics = dict[str, jax.Array]
 """Named float32 values: scalars from `step`, one per example from `score`."""

@@ -1,0 +1,113 @@
+"""Save, verify and restore a training state over Orbax.
+
+A checkpoint is Orbax's directory `checkpoints/STEP` and, written after it, `STEP.json`: the mark
+that the save was finished, with the SHA-256 of every file. A step without its mark, or with a file
+that differs, is not used: restoring falls back to the newest one that is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from genaug.types import State, UserError
+
+log = logging.getLogger(__name__)
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, also when the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def save(directory: Path, step: int, state: State, *, keep: int = 2) -> None:
+    """Save a state as `directory/STEP`; older ones than the newest `keep` are removed."""
+    path = directory / str(step)
+    mark = directory / f"{step}.json"
+    mark.unlink(missing_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    ocp.save_pytree(path.absolute(), state, overwrite=True)
+    write_atomically(mark, json.dumps({"step": step, "files": _digests(path)}, indent=1))
+    for old in steps(directory)[:-keep]:
+        (directory / f"{old}.json").unlink(missing_ok=True)
+        shutil.rmtree(directory / str(old), ignore_errors=True)
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps that were saved to the end, ascending."""
+    marks = (path.stem for path in directory.glob("*.json"))
+    return sorted(int(stem) for stem in marks if stem.isdigit())
+
+
+def damage(directory: Path, step: int) -> str | None:
+    """The first file of a checkpoint that is not what was written, in words; None if whole."""
+    written = json.loads((directory / f"{step}.json").read_text(encoding="utf-8"))["files"]
+    found = _digests(directory / str(step))
+    for name in sorted(written.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in written:
+            return f"{name} does not belong to it"
+        if written[name] != found[name]:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def restore(directory: Path, abstract: State) -> tuple[State, int] | None:
+    """The newest whole checkpoint and its step, or None if there is none.
+
+    `abstract` is the state's tree of shapes, dtypes and shardings (`parallel.abstract`); a
+    checkpoint with other shapes or dtypes is a UserError that names the first leaf.
+    """
+    for step in reversed(steps(directory)):
+        reason = damage(directory, step)
+        if reason:
+            log.warning("checkpoint %s is damaged (%s): using an older one.", step, reason)
+            continue
+        _check_structure(directory / str(step), abstract)
+        return ocp.load_pytree((directory / str(step)).absolute(), abstract), step
+    return None
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    names = (tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+             for path, _ in flat)  # fmt: skip
+    return {
+        ".".join(name): f"{leaf.dtype}{list(leaf.shape)}"
+        for name, (_, leaf) in zip(names, flat, strict=True)
+    }
+
+
+def _check_structure(path: Path, abstract: State) -> None:
+    saved = _leaves(ocp.pytree_metadata(path.absolute()).metadata)
+    wanted = _leaves(abstract)
+    for name in sorted(saved.keys() | wanted.keys()):
+        have, want = saved.get(name, "nothing"), wanted.get(name, "nothing")
+        if have != want:
+            raise UserError(
+                f"{path} was written by another model: {name} is {have} there and {want} here. "
+                "Use another --run-dir, or the config that wrote it."
+            )

@@ -1,0 +1,169 @@
+"""An experiment: what a run does, as one frozen dataclass; from a file, the command line, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import io
+import json
+import re
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genaug.augmentation import Balance, Filters
+from genaug.data.config import Data
+from genaug.evaluation.study import Study
+from genaug.parallel import Mesh
+from genaug.train import Train
+from genaug.types import ModelConfig, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that determines a run's results."""
+
+    name: str  # the run folder is runs/NAME
+    model: ModelConfig
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    balance: Balance = field(default_factory=Balance)
+    filters: Filters = field(default_factory=Filters)
+    study: Study = field(default_factory=Study)
+    mesh: Mesh = field(default_factory=Mesh)
+    seed: int = 0
+
+
+def load(path: str) -> Experiment:
+    """The experiment that a Python file's `config()` returns. The file is code, and is run."""
+    file = Path(path)
+    if not file.is_file():
+        known = sorted(str(p) for p in Path("experiments").glob("*.py"))
+        raise UserError(f"There is no experiment file {path}.{_nearest(path, known)}")
+    spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file: an experiment is a .py file with config().")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}.") from error
+    make = getattr(module, "config", None)
+    experiment = make() if callable(make) else None
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{path} has no function config() that returns a genaug Experiment.")
+    return experiment
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def flags(config: Any, prefix: str = "--") -> list[str]:
+    """The flag of every field, nested ones dotted: `--model.latent-dim`."""
+    names = []
+    for entry in dataclasses.fields(config):
+        value, name = getattr(config, entry.name), prefix + entry.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            names += flags(value, name + ".")
+        elif isinstance(value, bool):
+            negated = ".no-".join(name.rsplit(".", 1)) if "." in name else f"--no-{name[2:]}"
+            names += [name, negated]
+        else:
+            names.append(name)
+    return names
+
+
+def override(experiment: Experiment, arguments: list[str]) -> Experiment:
+    """The experiment with fields replaced by `--field value` arguments, checked by type."""
+    import tyro
+
+    known = flags(experiment)
+    for argument in arguments:
+        flag = argument.split("=")[0].replace("_", "-")
+        if argument.startswith("--") and argument != "--help" and flag not in known:
+            raise UserError(
+                f"There is no field {flag}.{_nearest(flag, known)} "
+                "All fields: add --help after the experiment file."
+            )
+    printed = io.StringIO()
+    capture = contextlib.nullcontext() if "--help" in arguments else _captured(printed)
+    try:
+        with capture:
+            return tyro.cli(
+                tyro.conf.AvoidSubcommands[type(experiment)],  # type: ignore[misc]
+                args=arguments,
+                default=experiment,
+                prog="genaug run EXPERIMENT",
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(printed.getvalue())) from None
+
+
+@contextlib.contextmanager
+def _captured(into: io.StringIO) -> typing.Iterator[None]:
+    with contextlib.redirect_stderr(into), contextlib.redirect_stdout(into):
+        yield
+
+
+def _one_line(box: str) -> str:
+    """What a parser's boxed message says, without the box."""
+    lines = (re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in box.splitlines())
+    text = " ".join(line for line in lines if line)
+    text = re.split(r"For full helptext", text)[0]
+    return re.sub(r"\s+", " ", text.replace("Parsing error", "")).strip()
+
+
+def to_json(config: Any) -> Any:
+    """Dataclasses as {"type": "module:name", fields...}, tuples as lists."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        kind = type(config)
+        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": f"{kind.__module__}:{kind.__qualname__}", **fields}
+    if isinstance(config, (tuple, list)):
+        return [to_json(value) for value in config]
+    return config
+
+
+def from_json(value: Any, where: str = "config") -> Any:
+    """The inverse of `to_json`. Only dataclasses of genaug are made: a config is data, not code."""
+    if isinstance(value, list):
+        return tuple(from_json(item, where) for item in value)
+    if not isinstance(value, dict):
+        return value
+    module, _, name = str(value.get("type", "")).partition(":")
+    if module.split(".")[0] != "genaug":
+        raise UserError(f"{where}: {value.get('type')!r} is no dataclass of genaug.")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise UserError(f"{where}: this genaug has no {module}:{name}.") from None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"{where}: {module}:{name} is no dataclass.")
+    known = [f.name for f in dataclasses.fields(kind)]
+    given = {key: item for key, item in value.items() if key != "type"}
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}: {name} has no field {key}.{_nearest(key, known)}")
+    return kind(**{key: from_json(item, f"{where}.{key}") for key, item in given.items()})
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """The fields in which two JSON configs differ, each as `field: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line
+            for key in keys
+            for line in differences(
+                old.get(key), new.get(key), f"{where}.{key}".lstrip(".").replace("_", "-")
+            )
+        ]
+    return [] if old == new else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]

@@ -1,0 +1,43 @@
+"""What the user says about the data. Imports nothing heavy: --help reads it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which examples, how they are read, and how they are split."""
+
+    source: str = "mnist5k"
+    """mnist5k, digits, tfds:NAME, a folder of class folders, a file.npz or a prepared directory."""
+    image_size: int | None = None
+    """Side in pixels: shortest side scaled to it, centre cropped. None: all images must agree."""
+    channels: int | None = None
+    """1 (gray) or 3 (RGB). None: as found, and all images must agree."""
+    background: int = 255
+    """Gray level (0 to 255) that transparent pixels are composited on."""
+    float_range: tuple[float, float] = (0.0, 1.0)
+    """Declared range of float images: its ends become 0 and 255. Values outside are an error."""
+    skip_bad: bool = False
+    """Leave unreadable images out, each named in the log, rather than stop at the first."""
+    test_fraction: float = 0.3
+    """Share of each class held out for testing, unless the source has its own test split."""
+    valid_fraction: float = 0.1
+    """Share of each class held out for validation."""
+    split_seed: int = 0
+    """Seed of the split. Another seed is another split of the same examples."""
+    rare_classes: tuple[str, ...] = ()
+    """Names of the classes to cut in the training split."""
+    rare_count: int | None = None
+    """Training images left in each rare class."""
+    directory: str | None = None
+    """Where prepared data lives. None: $GENAUG_DATA_DIR, else ~/.cache/genaug/data."""
+
+
+def data_directory(directory: str | None = None) -> Path:
+    """The folder that holds prepared data: as given, else by environment, else the user's cache."""
+    chosen = directory or os.environ.get("GENAUG_DATA_DIR") or "~/.cache/genaug/data"
+    return Path(chosen).expanduser()

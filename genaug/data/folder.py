@@ -1,0 +1,170 @@
+"""A folder of class folders, with an optional train/ and test/ level on top.
+
+How files become uint8: EXIF rotation is applied; palette, CMYK, YCbCr become RGB; bilevel becomes
+gray; 16-bit gray v becomes round(v / 257); 16-bit colour keeps its high byte (as Pillow reads it);
+transparency of any kind is composited on the background; of an animation the first frame counts.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import unicodedata
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from genaug.data.config import Data
+from genaug.data.raw import Raw, composite, stack
+from genaug.types import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_CLUTTER = {"thumbs.db", "desktop.ini"}
+
+
+def read_folder(root: Path, config: Data) -> Raw:
+    """All images below `root`, class by class in sorted order. Raises DataError naming the file."""
+    parts = _parts(root)
+    class_names = tuple(path.name for path in _class_folders(parts["train"]))
+    _refuse_lookalikes(class_names, parts["train"])
+    files: list[Path] = []
+    labels: list[int] = []
+    tests: list[bool] = []
+    for part, folder in parts.items():
+        for path in _class_folders(folder):
+            if path.name not in class_names:
+                raise DataError(
+                    f"class {path.name!r} is in {folder} but has no folder in {parts['train']}: "
+                    "a class must have training images"
+                )
+            found = list(_images(path, root))
+            if not found:
+                raise DataError(
+                    f"class {path.name!r} has no images: {path} holds no "
+                    f"{' '.join(SUFFIXES)} file; add some or remove the folder"
+                )
+            files += found
+            labels += [class_names.index(path.name)] * len(found)
+            tests += [part == "test"] * len(found)
+    names = [str(path.relative_to(root)) for path in files]
+    images, ids = stack(names, lambda i: decode(files[i], config.background), config)
+    return Raw(
+        name=root.resolve().name,
+        images=images,
+        labels=np.asarray(labels, np.int32)[ids],
+        ids=ids,
+        class_names=class_names,
+        preset_test=np.asarray(tests)[ids] if "test" in parts else None,
+        licence="not stated",
+        origin=f"image folder {root}",
+    )
+
+
+def decode(path: Path, background: int) -> UInt8[np.ndarray, "h w c"]:
+    """One image file as uint8 with 1 or 3 channels. Raises DataError naming the file and fix."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns between its pixel limit and twice that; here the limit is the limit.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                return _pixels(ImageOps.exif_transpose(file), background)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise DataError(
+            f"cannot read image {path}: {str(error).strip() or type(error).__name__}; "
+            "repair or remove it, or leave such files out with --data.skip-bad"
+        ) from error
+
+
+def _pixels(image, background: int) -> np.ndarray:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"gray values {values.min()} to {values.max()} exceed 16 bits")
+        return ((values + 128) // 257).astype(np.uint8)[..., None]
+    alpha = image.has_transparency_data
+    if image.mode in ("1", "L", "LA", "La"):
+        pixels = np.asarray(image.convert("LA" if alpha else "L"))
+    else:
+        pixels = np.asarray(image.convert("RGBA" if alpha else "RGB"))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return composite(pixels, background) if alpha else pixels
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """The folders that hold class folders: `root` itself, or its train/ and test/."""
+    names = {path.name for path in _folders(root, root)}
+    if names == {"train"}:
+        return {"train": root / "train"}
+    if not {"train", "test"} <= names:
+        return {"train": root}
+    if extra := sorted(names - {"train", "test"}):
+        raise DataError(
+            f"{root} holds train/ and test/ and also {', '.join(extra)}: move these into train/ "
+            "(validation images are split off it) or out of the folder"
+        )
+    return {"train": root / "train", "test": root / "test"}
+
+
+def _class_folders(part: Path) -> list[Path]:
+    folders = _folders(part, part)
+    if not folders:
+        raise DataError(f"{part} holds no class folders: put the images into one subfolder a class")
+    return folders
+
+
+def _folders(parent: Path, root: Path) -> list[Path]:
+    """Sorted by name, not by the file system's order, which differs between machines."""
+    found = sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for path in found:
+        _refuse_escape(path, root)
+    return found
+
+
+def _images(folder: Path, root: Path) -> Iterator[Path]:
+    """Image files at any depth, sorted. Clutter is passed over, other files logged."""
+    others = 0
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in [*subfolders, *sorted(names)]:
+            path = Path(parent, name)
+            _refuse_escape(path, root)
+            if name in subfolders or name.startswith(".") or name.lower() in _CLUTTER:
+                continue
+            if path.suffix.lower() in SUFFIXES:
+                yield path
+            else:
+                others += 1
+    if others:
+        logging.warning("%s: %d files that are not images were passed over", folder, others)
+
+
+def _refuse_escape(path: Path, root: Path) -> None:
+    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(
+            f"{path} is a symbolic link that leaves {root}: copy the file into the folder instead"
+        )
+
+
+def _refuse_lookalikes(names: tuple[str, ...], folder: Path) -> None:
+    """Two spellings of one class are two classes here and one on another file system."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            raise DataError(f"classes {other!r} and {name!r} in {folder} differ only in spelling")

@@ -1,0 +1,66 @@
+"""Judging synthetic data: arrays in, numbers with intervals out. Knows no generator."""
+
+from genaug.evaluation.audit import Labels, Result, audit, from_json, to_json
+from genaug.evaluation.distances import Neighbours, nearest
+from genaug.evaluation.frechet import Moments, frechet_distance, frechet_from_moments, moments
+from genaug.evaluation.intervals import (
+    Bootstrap,
+    Interval,
+    PairedT,
+    Resampling,
+    bootstrap_scores,
+    difference,
+    half_sampling,
+    holm,
+    paired_bootstrap,
+    paired_t,
+    resampling,
+    wilson,
+)
+from genaug.evaluation.manifold import ManifoldScores, manifold_scores
+from genaug.evaluation.memorisation import (
+    Copies,
+    Share,
+    authenticity,
+    closer_to_train,
+    copies,
+    near_copy_threshold,
+)
+from genaug.evaluation.scores import classification_scores, scores, statistics_of
+
+__all__ = [
+    "Bootstrap",
+    "Copies",
+    "Interval",
+    "Labels",
+    "ManifoldScores",
+    "Moments",
+    "Neighbours",
+    "PairedT",
+    "Resampling",
+    "Result",
+    "Share",
+    "audit",
+    "authenticity",
+    "bootstrap_scores",
+    "classification_scores",
+    "closer_to_train",
+    "copies",
+    "difference",
+    "frechet_distance",
+    "frechet_from_moments",
+    "from_json",
+    "half_sampling",
+    "holm",
+    "manifold_scores",
+    "moments",
+    "near_copy_threshold",
+    "nearest",
+    "paired_bootstrap",
+    "paired_t",
+    "resampling",
+    "scores",
+    "statistics_of",
+    "to_json",
+    "wilson",
+]

@@ -1,0 +1,267 @@
+"""Does generated data help? Arms trained alike, compared in pairs, and a plain verdict.
+
+Every arm draws its batches from the same pool (real, SMOTE and generated images) by its own
+probabilities, for the same number of steps, with the same seeds. What is chosen (the strongest
+non-generative arm, the weight of generated data) is chosen on validation data; what is reported is
+measured on test data that nothing was fitted to or chosen by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from genaug.evaluation.classifier import Classifier, Condition
+from genaug.evaluation.intervals import Interval, bootstrap_scores, difference, resampling
+from genaug.evaluation.scores import classification_scores
+from genaug.transforms.images import Strength, Warp
+from genaug.types import UserError
+
+Images = UInt8[np.ndarray, "n h w c"]
+Labels = Int[np.ndarray, " n"]
+Probabilities = Float[np.ndarray, "s n k"]
+
+GENERATED = "generated"
+CLASSICAL_AND_GENERATED = "classical + generated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The downstream comparison."""
+
+    classifier: Classifier = field(default_factory=Classifier)
+    warp: Warp = field(default_factory=Warp)
+    num_seeds: int = 6  # paired: seed i starts from the same net and draws in every arm
+    weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # share of a class's draws to generate
+    metric: Literal["balanced_accuracy", "accuracy", "macro_f1", "rare_recall"] = (
+        "balanced_accuracy"  # what is chosen by, and what the verdict is about
+    )
+    bootstrap_draws: int = 2000
+    level: float = 0.95  # of the intervals
+
+
+class Pool(NamedTuple):
+    """Every image that an arm may draw. `origin` is 0 for real, 1 for SMOTE, 2 for generated."""
+
+    images: Images
+    labels: Labels
+    origin: Int[np.ndarray, " n"]
+
+
+class Arm(NamedTuple):
+    """One training condition, in words and as data."""
+
+    name: str
+    family: str  # arms of one family differ in the weight alone
+    weight: float  # share of generated draws in the classes that were generated; 0 = none
+    draws: Float[np.ndarray, " n"]  # probability of every image of the pool
+    class_weights: Float[np.ndarray, " k"]
+    lengthening: int  # times the study's number of steps
+    strength: Strength
+
+
+def make_pool(
+    real: Images, labels: Labels, smote: tuple[Images, Labels], capacity: int
+) -> Pool:
+    """Real and SMOTE images, and room for `capacity` generated ones: one shape for every arm."""
+    empty = np.zeros((capacity, *real.shape[1:]), np.uint8)
+    parts = [(real, labels), smote, (empty, np.zeros(capacity, np.int32))]
+    return Pool(
+        images=np.concatenate([images for images, _ in parts]),
+        labels=np.concatenate([labels for _, labels in parts]).astype(np.int32),
+        origin=np.repeat([0, 1, 3], [len(images) for images, _ in parts]),
+    )
+
+
+def with_generated(pool: Pool, images: Images, labels: Labels) -> Pool:
+    """The pool with generated images in its free places."""
+    free = np.flatnonzero(pool.origin == 3)[: len(images)]
+    if len(free) < len(images):
+        raise UserError(f"{len(images)} generated images do not fit into a pool for {len(free)}.")
+    filled = Pool(pool.images.copy(), pool.labels.copy(), pool.origin.copy())
+    filled.images[free], filled.labels[free], filled.origin[free] = images, labels, 2
+    return filled
+
+
+def smote(images: Images, labels: Labels, wanted: Int[np.ndarray, " k"]) -> tuple[Images, Labels]:
+    """SMOTE (Chawla et al. 2002) on pixels: `wanted[c]` new images between neighbours of class c."""
+    try:
+        from imblearn.over_sampling import SMOTE
+    except ImportError:
+        raise UserError(
+            'The SMOTE arm needs imbalanced-learn: pip install "genaug[demo]".'
+        ) from None
+    counts = np.bincount(labels, minlength=len(wanted))
+    targets = {c: int(counts[c] + wanted[c]) for c in np.flatnonzero(wanted) if counts[c] > 1}
+    if not targets:
+        return images[:0], labels[:0]
+    neighbours = int(min(5, min(counts[c] for c in targets) - 1))
+    rows, new_labels = SMOTE(
+        sampling_strategy=targets, k_neighbors=neighbours, random_state=0
+    ).fit_resample(images.reshape(len(images), -1).astype(np.float32), labels)
+    made = np.clip(np.rint(rows[len(images) :]), 0, 255).astype(np.uint8)
+    return made.reshape(-1, *images.shape[1:]), new_labels[len(images) :].astype(np.int32)
+
+
+def balanced_draws(
+    pool: Pool, wanted: Int[np.ndarray, " k"], weight: float
+) -> Float[np.ndarray, " n"]:
+    """Every class as often as after the balance plan; `weight` of it generated where there is some.
+
+    A class's share is its real count plus what the plan wants for it. With weight 0 that is
+    random oversampling.
+    """
+    counts = np.bincount(pool.labels[pool.origin == 0], minlength=len(wanted))
+    generated = np.bincount(pool.labels[pool.origin == 2], minlength=len(wanted))
+    share = (counts + wanted) / (counts + wanted).sum()
+    of_generated = np.where((wanted > 0) & (generated > 0), weight, 0.0)
+    mass = np.zeros((4, len(wanted)))
+    mass[0] = share * (1 - of_generated) / np.maximum(counts, 1)
+    mass[2] = share * of_generated / np.maximum(generated, 1)
+    return mass[pool.origin, pool.labels]
+
+
+def baseline_arms(pool: Pool, wanted: Int[np.ndarray, " k"], warp: Warp) -> list[Arm]:
+    """What a generator must beat: everything that needs none."""
+    ones = np.ones(len(wanted), np.float32)
+    real = (pool.origin == 0) / (pool.origin == 0).sum()
+    counts = np.bincount(pool.labels[pool.origin == 0], minlength=len(wanted))
+    inverse = counts.sum() / (len(wanted) * np.maximum(counts, 1))
+    with_smote = (pool.origin <= 1) / (pool.origin <= 1).sum()
+    balanced = balanced_draws(pool, wanted, 0.0)
+
+    def arm(name: str, draws: np.ndarray, **changes: object) -> Arm:
+        base = Arm(name, name, 0.0, draws, ones, 1, warp.none())
+        return base._replace(**changes)
+
+    return [
+        arm("none", real),
+        arm("none, longer", real, lengthening=2),
+        arm("class weights", real, class_weights=inverse.astype(np.float32)),
+        arm("oversampling", balanced),
+        arm("SMOTE", with_smote),
+        arm("affine", balanced, strength=warp.affine()),
+        arm("affine + elastic", balanced, strength=warp.affine_elastic()),
+    ]
+
+
+def generative_arms(
+    pool: Pool, wanted: Int[np.ndarray, " k"], weights: Sequence[float], classical: Arm
+) -> list[Arm]:
+    """Generated data alone and on top of the better classical arm, at every weight."""
+    return [
+        classical._replace(
+            name=f"{family}, weight {weight:g}",
+            family=family,
+            weight=weight,
+            draws=balanced_draws(pool, wanted, weight),
+            strength=strength,
+        )
+        for family, strength in (
+            (GENERATED, Strength()),
+            (CLASSICAL_AND_GENERATED, classical.strength),
+        )
+        for weight in weights
+    ]
+
+
+def condition(arm: Arm, pool: Pool, num_steps: int) -> Condition:
+    """The arm as the classifier's program reads it."""
+    return Condition(
+        images=pool.images,
+        labels=pool.labels,
+        cumulative=np.cumsum(arm.draws).astype(np.float32),
+        class_weights=arm.class_weights,
+        num_steps=np.int32(num_steps * arm.lengthening),
+        strength=Strength(*(np.float32(value) for value in arm.strength)),
+    )
+
+
+class Part(NamedTuple):
+    """Probabilities of one arm's replicas on one split."""
+
+    valid: Probabilities
+    test: Probabilities
+
+
+class Judged(NamedTuple):
+    """The splits that arms are judged on."""
+
+    valid_labels: Labels
+    test_labels: Labels
+    rare_classes: tuple[int, ...]
+
+
+def validation_score(part: Part, judged: Judged, metric: str) -> float:
+    """The mean over seeds of a metric on validation data."""
+    scores = classification_scores(part.valid, judged.valid_labels, judged.rare_classes)
+    return float(np.mean(scores[metric]))
+
+
+def best(arms: Sequence[Arm], parts: Mapping[str, Part], judged: Judged, metric: str) -> Arm:
+    """The arm with the highest validation score; the first of equals."""
+    return max(arms, key=lambda arm: validation_score(parts[arm.name], judged, metric))
+
+
+class Comparison(NamedTuple):
+    """What the study found."""
+
+    bar: Arm  # the strongest non-generative arm
+    chosen: dict[str, Arm]  # by generative family, the weight that validation chose
+    candidate: Arm  # the better of the chosen generative arms
+    against_bar: dict[str, dict[str, Interval]]  # arm -> metric -> test difference to the bar
+
+
+def compare(
+    baselines: Sequence[Arm],
+    generative: Sequence[Arm],
+    parts: Mapping[str, Part],
+    judged: Judged,
+    study: Study,
+) -> Comparison:
+    """Choose on validation data, and measure every arm against the bar on test data."""
+    bar = best(baselines, parts, judged, study.metric)
+    families = dict.fromkeys(arm.family for arm in generative)
+    chosen = {
+        family: best([a for a in generative if a.family == family], parts, judged, study.metric)
+        for family in families
+    }
+    candidate = best(list(chosen.values()), parts, judged, study.metric)
+    labels, num_seeds = judged.test_labels, len(parts[bar.name].test)
+    weights = resampling(labels, num_seeds, draws=study.bootstrap_draws, seed=0)
+    drawn = {
+        arm.name: bootstrap_scores(parts[arm.name].test, labels, judged.rare_classes, weights)
+        for arm in (*baselines, *generative)
+    }
+    against = {
+        name: difference(scores, drawn[bar.name], study.level) for name, scores in drawn.items()
+    }
+    return Comparison(bar, chosen, candidate, against)
+
+
+class Verdict(NamedTuple):
+    """The answer, in one word and one sentence."""
+
+    use: bool
+    sentence: str
+
+
+def verdict(comparison: Comparison, study: Study) -> Verdict:
+    """Use generated data only where its whole interval against the bar is a gain."""
+    candidate, bar = comparison.candidate, comparison.bar
+    gain = comparison.against_bar[candidate.name][study.metric]
+    words = study.metric.replace("_", " ")
+    interval = (
+        f"{100 * gain.estimate:+.1f} points of {words} ({100 * study.level:g} % interval "
+        f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}) against {bar.name}, "
+        "the best arm without a generator"
+    )
+    if gain.low > 0:
+        return Verdict(True, f"USE IT: {candidate.name} gains {interval}.")
+    if gain.high < 0:
+        return Verdict(False, f"DO NOT USE IT: {candidate.name} loses: {interval}.")
+    return Verdict(False, f"DO NOT USE IT: no gain is shown for {candidate.name}: {interval}.")

@@ -1,0 +1,165 @@
+"""A sampler as a folder that a program with nothing but JAX can run.
+
+    sampler.stablehlo    jax.export of `sample`: (weights, key data, cond) -> rows, any batch size,
+                         for CPU, CUDA and TPU; weights are an argument, not part of it
+    weights.safetensors  the weights, named by their path
+    bundle.json          spec, conditions, config, versions, licence of the data, file digests
+
+The digests are checked before anything is deserialised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+import genaug
+from genaug.checkpoint import write_atomically
+from genaug.types import DataError, GenerativeModel, LabelSpec, Spec, Weights
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def named(weights: Weights) -> dict[str, jax.Array]:
+    """Weights as one flat dictionary, keys being paths joined by dots."""
+    leaves = jax.tree_util.tree_flatten_with_path(weights)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def digest(weights: Weights) -> str:
+    """SHA-256 of weights: names, shapes, dtypes and bytes."""
+    sha = hashlib.sha256()
+    for name, leaf in sorted(named(weights).items()):
+        array = np.asarray(leaf)
+        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def spec_to_json(spec: Spec) -> dict[str, Any]:
+    """A spec as JSON."""
+    return {
+        name: {
+            "shape": list(value.shape),
+            "dtype": str(value.dtype),
+            **({"num_classes": value.num_classes} if isinstance(value, LabelSpec) else {}),
+        }
+        for name, value in spec.items()
+    }
+
+
+def spec_from_json(value: Mapping[str, Any]) -> Spec:
+    """The inverse of `spec_to_json`."""
+    return {
+        name: LabelSpec(entry["num_classes"])
+        if "num_classes" in entry
+        else jax.ShapeDtypeStruct(tuple(entry["shape"]), entry["dtype"])
+        for name, entry in value.items()
+    }
+
+
+def conditions(spec: Spec) -> dict[str, str]:
+    """What the exported sampler reads, one value a row; a family ignores what it does not know."""
+    labels = {"label": "int32"} if isinstance(spec.get("label"), LabelSpec) else {}
+    return {"index": "int32", **labels, "temperature": "float32"}
+
+
+def write_bundle(
+    directory: Path,
+    model: GenerativeModel,
+    weights: Weights,
+    spec: Spec,
+    about: Mapping[str, Any],
+) -> None:
+    """Write the bundle whole or not at all. `about` (config, data, licence) goes into it as is."""
+    weights = jax.device_get(weights)
+    structure = jax.tree.structure(weights)
+    order = list(named(weights))
+
+    def sample(flat: dict[str, jax.Array], key_data: jax.Array, cond: dict[str, jax.Array]) -> Any:
+        tree = jax.tree.unflatten(structure, [flat[name] for name in order])
+        return dict(model.sample(tree, jax.random.wrap_key_data(key_data), cond))
+
+    (rows,) = jax.export.symbolic_shape("n")
+    abstract = (
+        {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in named(weights).items()},
+        jax.ShapeDtypeStruct((2,), jnp.uint32),
+        {k: jax.ShapeDtypeStruct((rows,), dtype) for k, dtype in conditions(spec).items()},
+    )
+    exported = jax.export.export(jax.jit(sample), platforms=PLATFORMS)(*abstract)
+    files = {
+        "sampler.stablehlo": bytes(exported.serialize()),
+        "weights.safetensors": save_safetensors(
+            {name: np.asarray(leaf) for name, leaf in named(weights).items()}
+        ),
+    }
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, content in files.items():
+        (partial / name).write_bytes(content)
+    description = {
+        "format": 1,
+        "genaug": genaug.__version__,
+        "jax": jax.__version__,
+        "calling_convention": exported.calling_convention_version,
+        "platforms": list(PLATFORMS),
+        "spec": spec_to_json(spec),
+        "conditions": conditions(spec),
+        "weights_digest": digest(weights),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        **about,
+    }
+    write_atomically(partial / "bundle.json", json.dumps(description, indent=1))
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A sampler read from a bundle: `bundle(key, cond) -> rows`, usable inside `jax.jit`."""
+
+    exported: jax.export.Exported
+    weights: Mapping[str, np.ndarray]
+    description: Mapping[str, Any]
+
+    def __call__(self, key: jax.Array, cond: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Draw one row per row of `cond`; "index" is needed, other conditions have defaults."""
+        count = len(cond["index"])
+        default = {"label": np.zeros(count, np.int32), "temperature": np.ones(count, np.float32)}
+        read = self.description["conditions"]
+        full = {name: jnp.asarray(cond.get(name, default.get(name)), read[name]) for name in read}
+        return self.exported.call(dict(self.weights), jax.random.key_data(key), full)
+
+
+def load_sampler(directory: str | Path) -> Bundle:
+    """Read a bundle, its digests first. Raises DataError naming a file that is missing or altered."""
+    directory = Path(directory)
+    path = directory / "bundle.json"
+    if not path.is_file():
+        raise DataError(f"{directory} is no sampler bundle: it has no bundle.json.")
+    description = json.loads(path.read_text(encoding="utf-8"))
+    content = {}
+    for name in ("sampler.stablehlo", "weights.safetensors"):
+        file = directory / name
+        content[name] = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(content[name]).hexdigest() != description["files"][name]:
+            state = "has been altered" if file.is_file() else "is missing"
+            raise DataError(f"{file} {state}: export the bundle again from its run.")
+    return Bundle(
+        exported=jax.export.deserialize(bytearray(content["sampler.stablehlo"])),
+        weights=load_safetensors(content["weights.safetensors"]),
+        description=description,
+    )

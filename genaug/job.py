@@ -1,0 +1,400 @@
+"""The main job: train, draw, compare, audit, report. Every stage leaves a file and is skipped when
+that file is there, so the same command goes on where a stopped run ended, to the same results.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from genaug import export, report
+from genaug.augmentation import Drawn, draw, wanted
+from genaug.data import batches, pipeline, write_examples
+from genaug.evaluation.audit import Labels, audit, to_json
+from genaug.evaluation import classifier
+from genaug.evaluation import study as studies
+from genaug.evaluation.scores import classification_scores
+from genaug.logs import MetricLog, bar, plain, read_metrics
+from genaug.runs import Prepared, fraction_text, read_json, write_json
+from genaug.sampling import Sampler, make_sampler, make_scorer
+from genaug.train import Hook, fit
+from genaug.types import State, Weights
+
+JUDGE_ARM = "affine + elastic"
+"""The arm whose classifiers check labels and give the features of `fd/classifier`."""
+
+
+def keys(seed: int) -> dict[str, jax.Array]:
+    """Independent keys of the job's random stages."""
+    root = jax.random.key(seed)
+    names = ("train", "sample", "score", "grid")
+    return {name: jax.random.fold_in(root, i) for i, name in enumerate(names)}
+
+
+def announce(run: Prepared, console: Console) -> None:
+    """Which data goes where."""
+    data, splits = run.dataset, run.splits
+    cut = plain(fraction_text(run.experiment.data))
+    console.print(
+        f"data   {plain(data.name)}, {len(data):,} images of {len(data.class_names)} classes: "
+        f"train {len(splits.train):,}{cut} · valid {len(splits.valid):,} · "
+        f"test {len(splits.test):,} untouched"
+    )
+
+
+def train(run: Prepared, console: Console, title: str = "train") -> Weights:
+    """Train the generator (or find it trained) and return what sampling needs."""
+    experiment, key = run.experiment, keys(run.experiment.seed)
+    config = experiment.train
+    family = type(experiment.model).__name__
+    stream = pipeline(
+        run.dataset,
+        run.splits.train,
+        batch_size=config.batch_size,
+        seed=experiment.seed,
+        balance=config.class_balance,
+    )
+    latest: dict[str, float] = {}
+    log: list[MetricLog] = []
+    with bar(console, f"{title} {family}", config.num_steps, "steps") as progress:
+
+        def resumed(step: int) -> None:
+            log.append(MetricLog(run.directory, step))
+            progress.start_at(step)
+
+        def record(step: int, metrics: dict[str, float]) -> None:
+            log[0].write(step, metrics)
+            latest.update(metrics)
+            shown = [f"{k} {latest[k]:.1f}" for k in ("loss", "valid_elbo") if k in latest]
+            progress.advance(step, "  ".join(shown))
+
+        state = fit(
+            run.model,
+            lambda start, stop: batches(stream, start, stop),
+            config,
+            key=key["train"],
+            mesh=run.mesh,
+            checkpoints=run.directory / "checkpoints",
+            hooks=[
+                Hook(config.evaluate_every, _scorer(run, key["score"], record)),
+                Hook(config.sample_every, _grids(run, key["grid"])),
+            ],
+            log=record,
+            resumed=resumed,
+        )
+        log[0].close()
+    return run.model.weights(state)
+
+
+def _scorer(
+    run: Prepared, key: jax.Array, record: Callable[[int, dict[str, float]], None]
+) -> Callable[[int, State], None]:
+    """Score the validation examples: the mean of every value the family gives."""
+    score = make_scorer(run.model, run.mesh)
+    valid = run.dataset.arrays(run.splits.valid)
+
+    def call(step: int, state: State) -> None:
+        values = score(run.model.weights(state), key, valid) if len(run.splits.valid) else {}
+        if values:
+            record(step, {f"valid_{name}": float(np.mean(v)) for name, v in values.items()})
+
+    return call
+
+
+def grid_cond(num_classes: int, columns: int = 10) -> dict[str, np.ndarray]:
+    """Conditions of the grid that training shows: a row per class, always the same noise."""
+    labels = np.repeat(np.arange(min(num_classes, 20), dtype=np.int32), columns)
+    return {"index": np.arange(len(labels), dtype=np.int32), "label": labels}
+
+
+def _grids(run: Prepared, key: jax.Array) -> Callable[[int, State], None]:
+    cond = grid_cond(len(run.dataset.class_names))
+
+    def call(step: int, state: State) -> None:
+        sampler = make_sampler(run.model, run.model.weights(state), run.mesh)
+        images = sampler(key, cond)["image"]
+        report.write_grid(run.directory / "samples" / f"step_{step:06d}.png", images, columns=10)
+
+    return call
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        np.savez(file, **dict(arrays))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read an .npz that `save_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _file_name(arm: str) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in arm)
+
+
+class Arms:
+    """Trains arms, each once: its probabilities are kept in `study/` and found there again."""
+
+    def __init__(self, run: Prepared):
+        self._run, self._config = run, run.experiment.study
+        self._num_classes = len(run.dataset.class_names)
+        self._directory = run.directory / "study"
+        self._program = classifier.trainer(
+            self._config.classifier, self._num_classes, self._config.warp.smoothing, run.mesh
+        )
+        rows = np.concatenate([run.splits.valid, run.splits.test])
+        self._judged = run.dataset.arrays(rows)["image"]
+        self.parts: dict[str, studies.Part] = {}
+
+    def train(self, arms: Sequence[studies.Arm], pool: studies.Pool, title: str, console: Console
+              ) -> None:  # fmt: skip
+        """Train what is not there yet."""
+        with bar(console, title, len(arms), "arms") as progress:
+            for count, arm in enumerate(arms):
+                progress.advance(count, arm.name)
+                self.parts[arm.name] = self._train_one(arm, pool)
+
+    def _train_one(self, arm: studies.Arm, pool: studies.Pool) -> studies.Part:
+        path = self._directory / f"{_file_name(arm.name)}.npz"
+        if not path.is_file():
+            config = self._config.classifier
+            trained = classifier.train_replicas(
+                self._program,
+                studies.condition(arm, pool, config.num_steps),
+                self._judged,
+                range(self._config.num_seeds),
+                self._run.mesh,
+            )
+            if arm.name == JUDGE_ARM:
+                flat = {name: np.asarray(a) for name, a in export.named(trained.params).items()}
+                save_arrays(self._directory / "judge.npz", flat)
+            save_arrays(path, {"probabilities": trained.probabilities})
+        probabilities = load_arrays(path)["probabilities"]
+        num_valid = len(self._run.splits.valid)
+        return studies.Part(probabilities[:, :num_valid], probabilities[:, num_valid:])
+
+    def judge_params(self) -> Any:
+        """The parameters of the judge's replicas, as the net reads them."""
+        params: dict[str, Any] = {}
+        for name, array in load_arrays(self._directory / "judge.npz").items():
+            *path, leaf = name.split(".")
+            node = params
+            for part in path:
+                node = node.setdefault(part, {})
+            node[leaf] = array
+        return params
+
+
+def draw_synthetic(
+    run: Prepared, sampler: Sampler, missing: np.ndarray, judge: Any, model_digest: str
+) -> Drawn:
+    """Draw what the balance plan asks for and keep it in `synthetic/`, with its provenance."""
+    path = run.directory / "synthetic.npz"
+    if not path.is_file():
+        experiment = run.experiment
+        drawn = draw(
+            sampler,
+            keys(experiment.seed)["sample"],
+            missing,
+            experiment.balance,
+            experiment.filters,
+            judge,
+            run.dataset.arrays(run.splits.train)["image"],
+            run.dataset.arrays(run.splits.valid)["image"],
+        )
+        _write_synthetic(run, drawn, model_digest)
+        refused = {f"refused.{name}": counts for name, counts in drawn.refused.items()}
+        rest = {k: v for k, v in drawn._asdict().items() if k != "refused"}
+        save_arrays(path, {**rest, **refused})
+    arrays = load_arrays(path)
+    refused = {k.split(".")[1]: arrays.pop(k) for k in list(arrays) if k.startswith("refused.")}
+    return Drawn(**arrays, refused=refused)
+
+
+def _write_synthetic(run: Prepared, drawn: Drawn, model_digest: str) -> None:
+    directory = run.directory / "synthetic"
+    seed = run.experiment.seed
+    train_rows = run.splits.train
+
+    def rows() -> Any:
+        for i in range(len(drawn.images)):
+            yield {
+                "image": drawn.images[i],
+                "label": int(drawn.labels[i]),
+                "synthetic": True,
+                "seed": seed,
+                "index": int(drawn.index[i]),
+                "model_digest": model_digest,
+                "label_probability": float(drawn.label_probability[i]),
+                "nearest_train_distance": float(drawn.nearest_train[i]),
+                "nearest_train_id": int(train_rows[drawn.nearest_train_row[i]]),
+            }
+
+    shutil.rmtree(directory, ignore_errors=True)  # left by a run that was killed right here
+    if not len(drawn.images):
+        return
+    write_examples(
+        directory,
+        name="synthetic",
+        features={
+            "image": run.dataset.spec["image"],
+            "label": np.int64,
+            "synthetic": bool,
+            "seed": np.int64,
+            "index": np.int64,
+            "model_digest": str,
+            "label_probability": np.float32,
+            "nearest_train_distance": np.float32,
+            "nearest_train_id": np.int64,
+        },
+        examples=rows(),
+        class_names=run.dataset.class_names,
+        metadata={"data_fingerprint": run.dataset.fingerprint},
+        licence=run.dataset.licence,
+        description="Synthetic images drawn by genaug.",
+    )
+
+
+def run_job(run: Prepared, console: Console) -> dict[str, Any]:
+    """Every stage, and the results as they are written to results.json."""
+    experiment, study = run.experiment, run.experiment.study
+    announce(run, console)
+    weights = train(run, console, "[1/5] train")
+    sampler = make_sampler(run.model, weights, run.mesh)
+    model_digest = export.digest(jax.device_get(weights))
+
+    real = run.dataset.arrays(run.splits.train)
+    counts = np.bincount(real["label"], minlength=len(run.dataset.class_names))
+    missing = wanted(counts, experiment.balance)
+    pool = studies.make_pool(
+        real["image"],
+        real["label"],
+        studies.smote(real["image"], real["label"], missing),
+        int(missing.sum()),
+    )
+    arms = Arms(run)
+    baselines = studies.baseline_arms(pool, missing, study.warp)
+    arms.train(baselines, pool, "[2/5] compare without a generator", console)
+
+    judge = classifier.judge(study.classifier, len(counts), arms.judge_params())
+    console.print(f"[3/5] draw {missing.sum():,} samples", end="")
+    drawn = draw_synthetic(run, sampler, missing, judge, model_digest)
+    refused = {name: int(count.sum()) for name, count in drawn.refused.items()}
+    console.print(
+        f": kept {len(drawn.images):,} of {drawn.drawn.sum():,}; refused for "
+        + ", ".join(f"{name} {count:,}" for name, count in refused.items())
+    )
+    pool = studies.with_generated(pool, drawn.images, drawn.labels)
+    judged = studies.Judged(
+        run.dataset.labels[run.splits.valid], run.dataset.labels[run.splits.test], run.rare
+    )
+    classical = studies.best(
+        [arm for arm in baselines if arm.strength != study.warp.none()],
+        arms.parts,
+        judged,
+        study.metric,
+    )
+    generative = studies.generative_arms(pool, missing, study.weights, classical)
+    arms.train(generative, pool, "[4/5] compare with generated data", console)
+    comparison = studies.compare(baselines, generative, arms.parts, judged, study)
+
+    console.print("[5/5] audit and report")
+    audited = run_audit(run, drawn, arms.judge_params())
+    results = assemble(run, drawn, baselines, generative, arms.parts, judged, comparison, audited)
+    write_json(run.directory / "results.json", results)
+    about = {
+        "config": read_json(run.directory / "config.json"),
+        "data": {k: results["data"][k] for k in ("name", "licence", "origin", "fingerprint")},
+        "verdict": results["verdict"],
+    }
+    export.write_bundle(run.directory / "export", run.model, weights, run.dataset.spec, about)
+    return results
+
+
+def run_audit(run: Prepared, drawn: Drawn, judge_params: Any) -> list[dict[str, Any]]:
+    """Likeness, variety and memorisation of the accepted samples, against held-out test images."""
+    path = run.directory / "study" / "audit.json"
+    if not path.is_file():
+        train = run.dataset.arrays(run.splits.train)
+        test = run.dataset.arrays(run.splits.test)
+        config = run.experiment.study.classifier
+        embed = classifier.features(config, len(run.dataset.class_names), judge_params)
+        found = audit(
+            train["image"],
+            test["image"],
+            drawn.images,
+            features=embed,
+            feature_name="classifier",
+            labels=Labels(train["label"], test["label"], drawn.labels),
+            seed=run.experiment.seed,
+        )
+        write_json(path, to_json(found))
+    return read_json(path)
+
+
+def assemble(
+    run: Prepared,
+    drawn: Drawn,
+    baselines: Sequence[studies.Arm],
+    generative: Sequence[studies.Arm],
+    parts: Mapping[str, studies.Part],
+    judged: studies.Judged,
+    comparison: studies.Comparison,
+    audited: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Everything the report shows; nothing that a second run would find different."""
+    study = run.experiment.study
+    answer = studies.verdict(comparison, study)
+
+    def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        values = classification_scores(probabilities, labels, judged.rare_classes)
+        return {name: np.asarray(value).tolist() for name, value in values.items()}
+
+    def arm_json(arm: studies.Arm) -> dict[str, Any]:
+        against = comparison.against_bar[arm.name]
+        return {
+            "name": arm.name,
+            "family": arm.family,
+            "generative": arm.weight > 0,
+            "weight": arm.weight,
+            "valid": scores(parts[arm.name].valid, judged.valid_labels),
+            "test": scores(parts[arm.name].test, judged.test_labels),
+            "against_bar": {name: list(interval) for name, interval in against.items()},
+        }
+
+    return {
+        "format": 1,
+        "name": run.experiment.name,
+        "data": read_json(run.directory / "data.json"),
+        "rare_classes": list(judged.rare_classes),
+        "metric": study.metric,
+        "level": study.level,
+        "num_seeds": study.num_seeds,
+        "training": read_metrics(run.directory),
+        "drawn": {
+            "wanted": drawn.wanted.tolist(),
+            "drawn": drawn.drawn.tolist(),
+            "kept": np.bincount(drawn.labels, minlength=len(drawn.wanted)).tolist(),
+            "refused": {name: counts.tolist() for name, counts in drawn.refused.items()},
+        },
+        "arms": [arm_json(arm) for arm in (*baselines, *generative)],
+        "bar": comparison.bar.name,
+        "chosen": {family: arm.name for family, arm in comparison.chosen.items()},
+        "candidate": comparison.candidate.name,
+        "verdict": {"use": answer.use, "sentence": answer.sentence},
+        "audit": audited,
+    }

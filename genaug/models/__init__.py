@@ -1,0 +1,1 @@
+"""The families: one file each, a frozen dataclass whose `make(spec)` returns the functions."""

@@ -1,0 +1,102 @@
+"""Conditional variational autoencoder (Sohn et al. 2015; Kingma et al. 2014, model M2).
+
+Objective, maximised (Sohn et al. 2015, eq. 5, with the prior independent of the label):
+
+    L(x, y) = E_q(z|x,y) [log p(x|z,y)] - beta * KL(q(z|x,y) || N(0, I))
+
+The label enters the encoder and the decoder one-hot, so z carries what the label does not say:
+slant, stroke, size. Draws, bounds and steering are the VAE's (`models/vae.py`).
+
+Batch: "image" uint8 [n, h, w, c], "label" int32 [n].
+Cond:  "index" int32 [n], "label" int32 [n], and the VAE's optional "temperature", "near",
+       "toward" and "fraction"; "near_label" int32 [n] is the class of `near` (and `toward`) where
+       it differs from "label", which then draws the style of one class in the shape of another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from genaug.models import vae
+from genaug.nets.autoencoder import MLP, ConvNet
+from genaug.nets.likelihoods import Bernoulli, Likelihood
+from genaug.state import Adam, Optimizer, Variables, from_loss
+from genaug.types import Batch, GenerativeModel, LabelSpec, Metrics, Spec, UserError, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class CVAE:
+    """Hyper-parameters of a class-conditional VAE."""
+
+    latent_dim: int = 20
+    net: MLP | ConvNet = field(default_factory=MLP)
+    likelihood: Likelihood = field(default_factory=Bernoulli)
+    beta: float = 1.0  # weight of the KL term; above 1 for disentangled, below for sharper
+    optimizer: Optimizer = field(default_factory=Adam)
+    ema_decay: float = 0.999
+    draw_pixels: bool = False  # sample pixel noise too, rather than the likelihood's mean
+    score_samples: int = 16  # k of the importance-weighted bound
+
+    def make(self, spec: Spec) -> GenerativeModel:
+        """The CVAE of images shaped as `spec["image"]` in the classes of `spec["label"]`."""
+        label_spec = spec.get("label")
+        if not isinstance(label_spec, LabelSpec):
+            raise UserError("A CVAE needs class labels, and this dataset has none: use a VAE.")
+        num_classes = label_spec.num_classes
+        height, width, channels = spec["image"].shape
+        encoder = self.net.encoder(self.latent_dim)
+        decoder = self.net.decoder((height, width, channels), self.likelihood.outputs_per_value)
+
+        def one_hot(label: Int[Array, " n"]) -> Float[Array, "n k"]:
+            return jax.nn.one_hot(label, num_classes)
+
+        def encode(variables: Variables, x: UInt8[Array, "n h w c"], label: Array) -> vae.Posterior:
+            params = {"params": variables["params"]["encoder"]}
+            return encoder.apply(params, vae.to_net(x), one_hot(label))
+
+        def decode(variables: Variables, z: vae.Latent, label: Array) -> Array:
+            return decoder.apply({"params": variables["params"]["decoder"]}, z, one_hot(label))
+
+        def init(key: jax.Array) -> Variables:
+            key_e, key_d = jax.random.split(key)
+            image = jnp.zeros((1, height, width, channels))
+            label = one_hot(jnp.zeros(1, jnp.int32))
+            z = jnp.zeros((1, self.latent_dim))
+            return {
+                "params": {
+                    "encoder": encoder.init(key_e, image, label)["params"],
+                    "decoder": decoder.init(key_d, z, label)["params"],
+                }
+            }
+
+        def log_prob(variables: Variables, batch: Batch, z: vae.Latent) -> vae.PerExample:
+            return self.likelihood.log_prob(decode(variables, z, batch["label"]), batch["image"])
+
+        def loss(
+            variables: Variables, batch: Batch, key: jax.Array
+        ) -> tuple[Array, tuple[Metrics, Variables]]:
+            posterior = encode(variables, batch["image"], batch["label"])
+            terms = vae.elbo_terms(lambda z: log_prob(variables, batch, z), posterior, key)
+            return vae.negative_elbo(*terms, self.beta)
+
+        def sample(weights: Weights, key: jax.Array, cond: Batch) -> Batch:
+            keys = vae.keys_of(key, cond)
+            style = cond.get("near_label", cond["label"])
+            z = vae.steer(lambda x: encode(weights, x, style), keys, cond, self.latent_dim)
+            outputs = decode(weights, z, cond["label"])
+            images = vae.observe(self.likelihood, outputs, keys, self.draw_pixels)
+            return {"image": images, "label": cond["label"]}
+
+        def score(weights: Weights, batch: Batch, key: jax.Array) -> Metrics:
+            posterior = encode(weights, batch["image"], batch["label"])
+            return vae.bounds(
+                lambda z: log_prob(weights, batch, z), posterior, key, self.score_samples
+            )
+
+        return from_loss(
+            init, loss, sample, self.optimizer, score=score, ema_decay=self.ema_decay
+        )

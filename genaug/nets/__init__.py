@@ -1,0 +1,1 @@
+"""Linen bodies that families share, and the layers they are built from."""

@@ -1,0 +1,125 @@
+"""What a decoder's raw outputs say about an image of bytes: log p(x | outputs), mean, draws.
+
+Each is a frozen dataclass with `outputs_per_value`, `log_prob(outputs, x) -> [n]` in nats,
+`mean(outputs)` and `draw(outputs, key)`, the last two in [0, 1]. `x` is uint8 [n, h, w, c] and
+`outputs` float32 [n, h, w, c, outputs_per_value].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+Outputs = Float[Array, "n h w c m"]
+Images = UInt8[Array, "n h w c"]
+Values = Float[Array, "n h w c"]
+LogProb = Float[Array, " n"]
+
+
+def to_unit(x: Images) -> Values:
+    """Bytes to [0, 1]."""
+    return x.astype(jnp.float32) / 255.0
+
+
+def to_bytes(x: Values) -> Images:
+    """[0, 1] to the nearest byte."""
+    return jnp.round(jnp.clip(x, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bernoulli:
+    """Each value is a coin whose probability the decoder says (Kingma & Welling 2014, app. C.1).
+
+    Gray levels count as fractional outcomes: the usual choice for digits, but no density over
+    bytes, so its bound compares only with other Bernoulli bounds.
+    """
+
+    outputs_per_value: ClassVar[int] = 1
+
+    def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
+        """Negative cross-entropy, summed over values."""
+        logits, target = outputs[..., 0], to_unit(x)
+        value = target * jax.nn.log_sigmoid(logits) + (1 - target) * jax.nn.log_sigmoid(-logits)
+        return jnp.sum(value, axis=(1, 2, 3))
+
+    def mean(self, outputs: Outputs) -> Values:
+        """The probability of white."""
+        return jax.nn.sigmoid(outputs[..., 0])
+
+    def draw(self, outputs: Outputs, key: jax.Array) -> Values:
+        """Black or white."""
+        return jax.random.bernoulli(key, self.mean(outputs)).astype(jnp.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """Values in [0, 1] with normal noise of one fixed scale (Kingma & Welling 2014, app. C.2)."""
+
+    scale: float = 0.1  # standard deviation of the noise
+    outputs_per_value: ClassVar[int] = 1
+
+    def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
+        """Log-density per [0, 1]-scaled value, summed over values."""
+        value = jax.scipy.stats.norm.logpdf(to_unit(x), self.mean(outputs), self.scale)
+        return jnp.sum(value, axis=(1, 2, 3))
+
+    def mean(self, outputs: Outputs) -> Values:
+        """The centre of the noise."""
+        return jax.nn.sigmoid(outputs[..., 0])
+
+    def draw(self, outputs: Outputs, key: jax.Array) -> Values:
+        """Mean plus noise."""
+        mean = self.mean(outputs)
+        return jnp.clip(mean + self.scale * jax.random.normal(key, mean.shape), 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscretizedLogistic:
+    """Probability of each of 256 levels under a logistic (Salimans et al. 2017, eq. 2).
+
+    A distribution over bytes, so `-log_prob / (h w c ln 2)` is in bits per dimension.
+    """
+
+    min_log_scale: float = -7.0  # of values scaled to [-1, 1]
+    outputs_per_value: ClassVar[int] = 2
+
+    def _mean_and_log_scale(self, outputs: Outputs) -> tuple[Values, Values]:
+        return jnp.tanh(outputs[..., 0]), jnp.maximum(outputs[..., 1] - 2.0, self.min_log_scale)
+
+    def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
+        """Log-probability of the bytes, summed over values; the end levels take the tails."""
+        mean, log_scale = self._mean_and_log_scale(outputs)
+        centred = 2.0 * to_unit(x) - 1.0 - mean
+        inverse = jnp.exp(-log_scale)
+        upper = inverse * (centred + 1.0 / 255.0)
+        lower = inverse * (centred - 1.0 / 255.0)
+        # log(sigmoid(upper) - sigmoid(lower)) without cancellation in either tail.
+        width = 2.0 / 255.0 * inverse
+        inside = (
+            jax.nn.log_sigmoid(upper)
+            + jax.nn.log_sigmoid(-lower)
+            + jnp.log(-jnp.expm1(-width))
+        )
+        value = jnp.where(
+            x == 0,
+            jax.nn.log_sigmoid(upper),
+            jnp.where(x == 255, jax.nn.log_sigmoid(-lower), inside),
+        )
+        return jnp.sum(value, axis=(1, 2, 3))
+
+    def mean(self, outputs: Outputs) -> Values:
+        """The centre of the logistic."""
+        return (self._mean_and_log_scale(outputs)[0] + 1.0) / 2.0
+
+    def draw(self, outputs: Outputs, key: jax.Array) -> Values:
+        """A draw of the logistic, clipped to the levels."""
+        mean, log_scale = self._mean_and_log_scale(outputs)
+        x = mean + jnp.exp(log_scale) * jax.random.logistic(key, mean.shape)
+        return jnp.clip((x + 1.0) / 2.0, 0.0, 1.0)
+
+
+Likelihood = Bernoulli | Gaussian | DiscretizedLogistic

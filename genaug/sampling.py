@@ -1,0 +1,79 @@
+"""A `Sampler`: a trained family's weights bound to its `sample`, over any number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from genaug import parallel
+from genaug.types import GenerativeModel, UserError, Weights
+
+Rows = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """`sampler(key, cond) -> rows` in NumPy; row i depends on the key and on cond's row i alone.
+
+    Rows are drawn in blocks of one size, so there is one program, whatever their number.
+    """
+
+    program: Callable[..., Any]
+    weights: Weights
+    block_size: int
+
+    def __call__(self, key: jax.Array, cond: Rows) -> dict[str, np.ndarray]:
+        """Draw one row per row of `cond`, which holds "index" int32 [n] and what the family reads."""
+        count = len(cond["index"])
+        for name, value in cond.items():
+            if len(value) != count:
+                raise UserError(f"cond[{name!r}] has {len(value)} rows and cond['index'] {count}.")
+        return map_blocks(
+            lambda rows: self.program(self.weights, key, rows), cond, self.block_size
+        )
+
+
+def make_sampler(
+    model: GenerativeModel, weights: Weights, mesh: Any, block_size: int = 256
+) -> Sampler:
+    """The sampler of a model over a mesh."""
+    block_size = -(-block_size // mesh.size) * mesh.size
+    return Sampler(parallel.compile_rows(model.sample, mesh), weights, block_size)
+
+
+def make_scorer(
+    model: GenerativeModel, mesh: Any, block_size: int = 256
+) -> Callable[[Weights, jax.Array, Rows], dict[str, np.ndarray]]:
+    """The model's per-example scores of any number of examples, in blocks of one size."""
+    program = parallel.compile_rows(lambda weights, key, rows: model.score(weights, rows, key), mesh)
+    block_size = -(-block_size // mesh.size) * mesh.size
+
+    def score(weights: Weights, key: jax.Array, rows: Rows) -> dict[str, np.ndarray]:
+        return map_blocks(lambda block: program(weights, key, block), rows, block_size)
+
+    return score
+
+
+def map_blocks(
+    function: Callable[[dict[str, np.ndarray]], Mapping[str, jax.Array]],
+    rows: Rows,
+    block_size: int,
+) -> dict[str, np.ndarray]:
+    """Apply a function of rows block by block; the last block is padded with its first row."""
+    count = len(next(iter(rows.values())))
+    if count == 0:
+        raise UserError("There is nothing to draw or score: 0 rows were asked for.")
+    outputs = []
+    for start in range(0, count, block_size):
+        block = {name: np.asarray(value[start : start + block_size]) for name, value in rows.items()}
+        missing = block_size - len(next(iter(block.values())))
+        if missing:
+            block = {k: np.concatenate([v, np.repeat(v[:1], missing, 0)]) for k, v in block.items()}
+        outputs.append(jax.device_get(function(block)))
+    return {
+        name: np.concatenate([output[name] for output in outputs])[:count] for name in outputs[0]
+    }

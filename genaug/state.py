@@ -1,0 +1,168 @@
+"""One network's training state, its optimiser, and `from_loss`: a loss lifted into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from genaug.types import Batch, GenerativeModel, Metrics, Weights, no_score
+
+Params = Any
+Variables = dict[str, Any]
+"""A Linen module's variables: "params", and "batch_stats" or the like where it has them."""
+
+Loss = Callable[[Variables, Batch, jax.Array], tuple[Float[Array, ""], tuple[Metrics, Variables]]]
+"""`(variables, batch, key) -> (loss, (metrics, new statistics))`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam (Kingma & Ba 2015), with decoupled weight decay and global-norm clipping if asked."""
+
+    learning_rate: float = 1e-3
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float | None = None  # largest global norm of a gradient
+    warmup_steps: int = 0  # linear from zero
+    decay_steps: int | None = None  # cosine to zero at this step; None = constant
+
+    def make(self) -> optax.GradientTransformation:
+        """The Optax transformation."""
+        rate = _schedule(self.learning_rate, self.warmup_steps, self.decay_steps)
+        adam = optax.adamw(rate, self.b1, self.b2, weight_decay=self.weight_decay)
+        return _clipped(adam, self.clip_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent. With momentum 0, an update is linear in the gradient."""
+
+    learning_rate: float = 1e-2
+    momentum: float = 0.0
+    clip_norm: float | None = None  # largest global norm of a gradient
+    warmup_steps: int = 0  # linear from zero
+    decay_steps: int | None = None  # cosine to zero at this step; None = constant
+
+    def make(self) -> optax.GradientTransformation:
+        """The Optax transformation."""
+        rate = _schedule(self.learning_rate, self.warmup_steps, self.decay_steps)
+        return _clipped(optax.sgd(rate, self.momentum or None), self.clip_norm)
+
+
+Optimizer = Adam | SGD
+
+
+def _schedule(peak: float, warmup_steps: int, decay_steps: int | None) -> optax.Schedule | float:
+    if not warmup_steps and decay_steps is None:
+        return peak
+    if decay_steps is None:
+        return optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.warmup_cosine_decay_schedule(
+        0.0 if warmup_steps else peak, peak, warmup_steps, decay_steps
+    )
+
+
+def _clipped(
+    transformation: optax.GradientTransformation, norm: float | None
+) -> optax.GradientTransformation:
+    if norm is None:
+        return transformation
+    return optax.chain(optax.clip_by_global_norm(norm), transformation)
+
+
+@flax.struct.dataclass
+class NetworkState:
+    """One network in training.
+
+    variables: parameters under "params", and its statistics (batch norm's) if it has any.
+    ema:       exponential moving average of `variables["params"]`, what sampling uses.
+    """
+
+    step: Int[Array, ""]
+    variables: Variables
+    ema: Params
+    opt_state: optax.OptState
+
+
+def create(variables: Variables, optimizer: optax.GradientTransformation) -> NetworkState:
+    """A network before its first update; its EMA starts at the parameters."""
+    params = variables["params"]
+    return NetworkState(
+        step=jnp.zeros((), jnp.int32),
+        variables=variables,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+    )
+
+
+def apply_gradients(
+    state: NetworkState,
+    grads: Params,
+    statistics: Variables,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+) -> NetworkState:
+    """One optimiser step, and one of the EMA.
+
+    The decay starts at 1/11 and grows to `ema_decay` as (1 + step) / (10 + step), so that the
+    average of a short run is not dominated by its initial values.
+    """
+    params = state.variables["params"]
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    ema = jax.tree.map(lambda e, p: e + (1.0 - decay).astype(p.dtype) * (p - e), state.ema, params)
+    return NetworkState(
+        step=state.step + 1,
+        variables={**state.variables, **statistics, "params": params},
+        ema=ema,
+        opt_state=opt_state,
+    )
+
+
+def from_loss(
+    init: Callable[[jax.Array], Variables],
+    loss: Loss,
+    sample: Callable[[Weights, jax.Array, Batch], Batch],
+    optimizer: Optimizer,
+    *,
+    score: Callable[[Weights, Batch, jax.Array], Metrics] = no_score,
+    ema_decay: float = 0.999,
+    grad: Callable[..., Any] = jax.value_and_grad,
+) -> GenerativeModel:
+    """The model of a family with one network and one loss.
+
+    Weights are the variables with the EMA in place of the parameters. `grad` replaces
+    `jax.value_and_grad` (called with `has_aux=True`): the place for accumulation, `pmean`, DP-SGD.
+    """
+    transformation = optimizer.make()
+
+    def loss_of_params(params: Params, rest: Variables, batch: Batch, key: jax.Array) -> Any:
+        return loss({**rest, "params": params}, batch, key)
+
+    value_and_grad = grad(loss_of_params, has_aux=True)
+
+    def step(
+        state: NetworkState, batch: Batch, key: jax.Array
+    ) -> tuple[NetworkState, Metrics]:
+        params = state.variables["params"]
+        rest = {name: value for name, value in state.variables.items() if name != "params"}
+        (value, (metrics, statistics)), grads = value_and_grad(params, rest, batch, key)
+        metrics = {"loss": value, **metrics, "grad_norm": optax.global_norm(grads)}
+        return apply_gradients(state, grads, statistics, transformation, ema_decay), metrics
+
+    return GenerativeModel(
+        init=lambda key: create(init(key), transformation),
+        step=step,
+        weights=lambda state: {**state.variables, "params": state.ema},
+        sample=sample,
+        score=score,
+    )

@@ -1,0 +1,136 @@
+"""The trainer: compile, loop, hooks. It knows no family and no device."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from genaug import checkpoint, parallel
+from genaug.types import GenerativeModel, State, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long a generator is trained, and what happens on the way. Counts are in updates."""
+
+    num_steps: int = 3000
+    batch_size: int = 128  # examples an update, over all devices
+    steps_per_call: int = 50  # updates compiled into one program
+    class_balance: float = 0.0  # 0 = draws as the data has them, 1 = every class equally often
+    evaluate_every: int = 500  # updates between scores of the validation examples
+    sample_every: int = 500  # updates between grids of samples
+    checkpoint_every: int = 500
+
+
+class TrainingError(UserError):
+    """Training that cannot go on. Exit code 4."""
+
+    exit_code = 4
+
+
+class Hook(NamedTuple):
+    """Something to do with the state after every `every` updates, and after the last one."""
+
+    every: int
+    call: Callable[[int, State], None]
+
+
+def check(config: Train) -> None:
+    """Refuse counts that do not divide into whole calls."""
+    for name in ("num_steps", "batch_size", "steps_per_call"):
+        if getattr(config, name) < 1:
+            raise UserError(f"train.{name.replace('_', '-')} must be at least 1.")
+    for name in ("num_steps", "evaluate_every", "sample_every", "checkpoint_every"):
+        count, call = getattr(config, name), config.steps_per_call
+        if count % call or count < 1:
+            up = max(math.ceil(count / call), 1) * call
+            raise UserError(
+                f"train.{name.replace('_', '-')} {count} is not a multiple of "
+                f"train.steps-per-call {call}: use {up}, or another --train.steps-per-call."
+            )
+
+
+def fit(
+    model: GenerativeModel,
+    batches: Callable[[int, int], Iterable[dict[str, np.ndarray]]],
+    config: Train,
+    *,
+    key: jax.Array,
+    mesh: Any,
+    checkpoints: Path | None = None,
+    hooks: Sequence[Hook] = (),
+    log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    resumed: Callable[[int], None] = lambda step: None,
+) -> State:
+    """Train for `config.num_steps` updates, from the newest checkpoint if there is one.
+
+    batches: `(start, stop)` to the host batches of those updates: what update i sees is a function
+             of i alone, so a resumed run sees what an unbroken one would.
+    log:     called with the metrics of every call, one call late: the loop never waits for them.
+    resumed: called once with the first update to be made.
+    """
+    check(config)
+    parallel.check_batch_size(config.batch_size, mesh)
+    init_key, step_key = jax.random.split(key)
+    found = checkpoints and checkpoint.restore(checkpoints, parallel.abstract(model.init, mesh))
+    state, start = found or (parallel.compile_init(model.init, mesh)(init_key), 0)
+    if start > config.num_steps:
+        raise UserError(
+            f"The run has already made {start} updates, more than train.num-steps "
+            f"{config.num_steps}: use another --run-dir."
+        )
+    resumed(start)
+    if checkpoints:
+        hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, start))]
+    run = parallel.compile_steps(model.step, mesh)
+    pending: tuple[int, Any] | None = None
+    stacks = _stacks(batches(start, config.num_steps), config.steps_per_call)
+    for first, stack in zip(range(start, config.num_steps, config.steps_per_call), stacks):
+        state, metrics = run(state, parallel.split_rows(stack, mesh, axis=1), step_key, first)
+        if pending:
+            _report(*pending, log)
+        step = first + config.steps_per_call
+        pending = (step, metrics)
+        for hook in hooks:
+            if step % hook.every == 0 or step == config.num_steps:
+                hook.call(step, state)
+    if pending:
+        _report(*pending, log)
+    return state
+
+
+def _saver(directory: Path, start: int) -> Callable[[int, State], None]:
+    def save(step: int, state: State) -> None:
+        if step > start:
+            checkpoint.save(directory, step, state)
+
+    return save
+
+
+def _stacks(
+    batches: Iterable[dict[str, np.ndarray]], count: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every `count` batches as one stack [count, batch, ...]."""
+    iterator = iter(batches)
+    while chunk := list(itertools.islice(iterator, count)):
+        yield {name: np.stack([batch[name] for batch in chunk]) for name in chunk[0]}
+
+
+def _report(
+    step: int, metrics: dict[str, jax.Array], log: Callable[[int, dict[str, float]], None]
+) -> None:
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"{bad[0]} is {values[bad[0]]} at update {step}: lower the learning rate or clip the "
+            "gradients (--model.optimizer.clip-norm 1). The last good checkpoint is kept."
+        )
+    log(step, values)

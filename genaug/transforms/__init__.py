@@ -1,0 +1,1 @@
+"""Classical augmentation per modality, jitted: the baselines that generators must beat."""

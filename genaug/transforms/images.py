@@ -1,0 +1,117 @@
+"""Affine and elastic warps of images, one random draw per example.
+
+Both displace the sampling grid, so together they cost one bilinear interpolation. The elastic field
+is Simard et al. 2003, section 2: independent uniform displacements, smoothed by a Gaussian and
+scaled; here to a stated root-mean-square displacement rather than by their alpha, so that the
+strength does not depend on the smoothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float
+
+Image = Float[Array, "h w c"]
+Grid = Float[Array, "2 h w"]
+Scalar = float | Float[Array, ""]
+
+
+class Strength(NamedTuple):
+    """How far images are warped; all zero leaves them as they are. Leaves may be arrays."""
+
+    rotation_degrees: Scalar = 0.0  # uniform in +- this
+    scale: Scalar = 0.0  # each axis scaled by 1 +- this
+    shear: Scalar = 0.0  # tangent of the shear angle, uniform in +- this
+    shift: Scalar = 0.0  # uniform in +- this share of the side
+    elastic: Scalar = 0.0  # root-mean-square elastic displacement, share of the side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warp:
+    """The two classical baselines' strengths."""
+
+    rotation_degrees: float = 15.0
+    scale: float = 0.15
+    shear: float = 0.2
+    shift: float = 0.1
+    elastic: float = 0.04
+    smoothing: float = 0.14  # standard deviation of the elastic field's Gaussian, share of the side
+
+    def none(self) -> Strength:
+        """No warp."""
+        return Strength()
+
+    def affine(self) -> Strength:
+        """Rotation, scale, shear and shift."""
+        return Strength(self.rotation_degrees, self.scale, self.shear, self.shift)
+
+    def affine_elastic(self) -> Strength:
+        """Affine, and an elastic deformation."""
+        return self.affine()._replace(elastic=self.elastic)
+
+
+def centred_grid(height: int, width: int) -> Grid:
+    """Row and column of every pixel, measured from the image's centre, in pixels."""
+    rows = jnp.arange(height) - (height - 1) / 2
+    columns = jnp.arange(width) - (width - 1) / 2
+    return jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"))
+
+
+def affine_matrix(key: jax.Array, strength: Strength) -> Float[Array, "2 2"]:
+    """A random rotation times shear times scale."""
+    angle, shear, scale_h, scale_w = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
+    angle = angle * jnp.deg2rad(strength.rotation_degrees)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    rotation = jnp.array([[cos, -sin], [sin, cos]])
+    sheared = jnp.array([[1.0, 0.0], [shear * strength.shear, 1.0]])
+    scales = 1.0 + strength.scale * jnp.stack([scale_h, scale_w])
+    return rotation @ sheared @ jnp.diag(scales)
+
+
+def gaussian_filter_matrix(size: int, sigma: float) -> np.ndarray:
+    """[size, size]: row i averages its neighbours with Gaussian weights that sum to one."""
+    distance = np.subtract.outer(np.arange(size), np.arange(size))
+    weights = np.exp(-0.5 * (distance / sigma) ** 2)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def elastic_field(key: jax.Array, height: int, width: int, smoothing: float) -> Grid:
+    """A smooth random displacement whose root mean square over the image is 1, in pixels."""
+    noise = jax.random.uniform(key, (2, height, width), minval=-1.0, maxval=1.0)
+    over_rows = gaussian_filter_matrix(height, smoothing * height)
+    over_columns = gaussian_filter_matrix(width, smoothing * width)
+    field = jnp.einsum("ij,ajk,lk->ail", over_rows, noise, over_columns)
+    return field / jnp.sqrt(jnp.mean(jnp.sum(field**2, axis=0)))
+
+
+def warp(image: Image, key: jax.Array, strength: Strength, smoothing: float) -> Image:
+    """One image, warped by one draw; pixels from outside it are zero."""
+    height, width, _ = image.shape
+    key_affine, key_shift, key_elastic = jax.random.split(key, 3)
+    grid = centred_grid(height, width)
+    side = jnp.array([height, width], jnp.float32)
+    shift = strength.shift * side * jax.random.uniform(key_shift, (2,), minval=-1.0, maxval=1.0)
+    field = elastic_field(key_elastic, height, width, smoothing)
+    source = jnp.einsum("ij,jhw->ihw", affine_matrix(key_affine, strength), grid)
+    centre = (side - 1.0) / 2.0
+    source = source + jnp.expand_dims(centre + shift, (1, 2))
+    source = source + strength.elastic * jnp.sqrt(side[0] * side[1]) * field
+
+    def channel(plane: Array) -> Array:
+        return map_coordinates(plane, [source[0], source[1]], order=1, mode="constant", cval=0.0)
+
+    return jax.vmap(channel, in_axes=2, out_axes=2)(image)
+
+
+def warp_batch(
+    images: Float[Array, "n h w c"], key: jax.Array, strength: Strength, smoothing: float
+) -> Float[Array, "n h w c"]:
+    """A batch, each image by its own draw."""
+    keys = jax.random.split(key, images.shape[0])
+    return jax.vmap(lambda image, key: warp(image, key, strength, smoothing))(images, keys)

@@ -1,0 +1,156 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from genaug.evaluation import Labels, audit, from_json, to_json
+from genaug.types import UserError
+
+CENTRES = np.random.default_rng(99).integers(60, 196, size=(3, 5, 5, 1))
+
+
+def draw(counts, seed):
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat(np.arange(3), counts))
+    noise = generator.normal(0, 15, size=(len(labels), 5, 5, 1))
+    return np.clip(CENTRES[labels] + noise, 0, 255).astype(np.uint8), labels
+
+
+def by_name(results):
+    return {result.name: result for result in results}
+
+
+@pytest.fixture(scope="module")
+def real():
+    return draw([200, 150, 50], 0), draw([100, 75, 25], 1)
+
+
+@pytest.fixture(scope="module")
+def honest(real):
+    (train, _), (holdout, _) = real
+    return audit(train, holdout, draw([100, 75, 25], 2)[0], draws=15, seed=0)
+
+
+def test_an_honest_generator(honest):
+    found = by_name(honest)
+    assert list(found) == [
+        "fd/pixels",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "closer_to_train",
+        "exact_copies",
+        "near_copies",
+        "authenticity",
+    ]
+    for name in ("fd/pixels", "precision", "recall", "density", "coverage"):
+        assert found[name].low <= found[name].floor <= found[name].high, name
+        assert found[name].n == 200
+    closer = found["closer_to_train"]
+    assert closer.low < closer.floor == 0.5 < closer.high
+    assert found["exact_copies"].value == 0
+    assert found["near_copies"].low <= found["near_copies"].floor
+    assert all(result.low <= result.value <= result.high for result in honest)
+    assert all(result.meaning.count(".") <= 3 for result in honest)
+
+
+def test_a_copyist(real):
+    (train, _), (holdout, _) = real
+    found = by_name(audit(train, holdout, train[:200], draws=5, seed=0))
+    assert found["closer_to_train"].low > 0.55
+    assert found["exact_copies"].value == 1
+    assert found["near_copies"].low > found["near_copies"].floor
+    assert found["authenticity"].high < found["authenticity"].floor
+
+
+def test_a_poor_generator(real):
+    (train, _), (holdout, _) = real
+    noise = np.random.default_rng(3).integers(256, size=(200, 5, 5, 1)).astype(np.uint8)
+    found = by_name(audit(train, holdout, noise, draws=5, seed=0))
+    assert found["fd/pixels"].low > 3 * found["fd/pixels"].floor
+    assert found["precision"].high < found["precision"].floor
+
+
+def test_labels_make_the_class_mix_alike(real):
+    # An honest generator asked for balanced classes is not blamed for its class mix.
+    (train, train_labels), (holdout, holdout_labels) = real
+    synthetic, drawn = draw([25, 25, 25], 4)
+    labels = Labels(train_labels, holdout_labels, drawn)
+    matched = by_name(audit(train, holdout, synthetic, labels=labels, draws=15, seed=0))
+    assert matched["fd/pixels"].n == 75
+    assert matched["fd/pixels"].low < matched["fd/pixels"].floor * 1.1
+    assert "Too few" not in matched["fd/pixels"].meaning
+    blind = by_name(audit(train, holdout, synthetic, draws=15, seed=0))
+    assert blind["fd/pixels"].value > 2 * matched["fd/pixels"].value
+    assert "class mix" in blind["fd/pixels"].meaning
+
+
+def test_a_class_short_of_real_examples_is_named(real):
+    (train, train_labels), (holdout, holdout_labels) = real
+    synthetic, drawn = draw([66, 66, 66], 5)
+    labels = Labels(train_labels, holdout_labels, drawn)
+    found = audit(train, holdout, synthetic, labels=labels, draws=3, seed=0)
+    assert found[0].n == 66 + 66 + 25
+    assert "Too few real examples to match class 2 (25 of 66)." in found[0].meaning
+
+
+def test_features_name_the_distance_and_see_raw_images(real):
+    (train, _), (holdout, _) = real
+
+    def features(images):
+        assert images.dtype == np.uint8
+        return images.reshape(len(images), -1)[:, :4].astype(np.float32)
+
+    found = audit(
+        train, holdout, holdout, features=features, feature_name="classifier", draws=3, seed=0
+    )
+    assert found[0].name == "fd/classifier"
+    assert found[0].value == 0
+
+
+def test_float_arrays_of_any_shape():
+    generator = np.random.default_rng(6)
+    train, holdout, synthetic = (
+        generator.normal(size=(60, 9)).astype(np.float32) for _ in range(3)
+    )
+    assert len(audit(train, holdout, synthetic, draws=3, seed=0)) == 9
+
+
+def test_deterministic_and_through_json(real, honest):
+    (train, _), (holdout, _) = real
+    again = audit(train, holdout, draw([100, 75, 25], 2)[0], draws=15, seed=0)
+    assert again == honest
+    assert from_json(json.loads(json.dumps(to_json(honest)))) == honest
+    with pytest.raises(UserError, match="no audit results"):
+        from_json([{"name": "fd"}])
+
+
+def test_duplicates_are_pointed_out(real):
+    (train, _), (holdout, _) = real
+    found = by_name(audit(train, holdout, np.repeat(holdout[:20], 10, axis=0), draws=3, seed=0))
+    assert "exact copies in their own set" in found["recall"].meaning
+
+
+def test_refusals(real):
+    (train, labels), (holdout, holdout_labels) = real
+    with pytest.raises(UserError, match="differ in shape or dtype"):
+        audit(train, holdout, holdout.astype(np.float32), seed=0)
+    with pytest.raises(UserError, match="one label per example"):
+        audit(train, holdout, holdout, labels=Labels(labels, labels, holdout_labels), seed=0)
+    with pytest.raises(UserError, match="comparable"):
+        audit(train, holdout, holdout[:9], seed=0)
+    unknown = Labels(labels, holdout_labels, holdout_labels + 7)
+    with pytest.raises(UserError, match="comparable"):
+        audit(train, holdout, holdout, labels=unknown, seed=0)
+
+
+def test_evaluation_stands_alone():
+    code = (
+        "import genaug.evaluation, sys\n"
+        "names = [n for n in sys.modules if n.startswith(('genaug.models', 'genaug.train'))]\n"
+        "assert not names, names"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
