@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 
 from genaug.evaluation.distances import nearest
 from genaug.evaluation.memorisation import near_copy_threshold
-from genaug.sampling import Sampler
+from genaug.sampling import Rows, Sampler
 from genaug.types import UserError
 
 Images = UInt8[np.ndarray, "n h w c"]
@@ -34,8 +34,8 @@ class Filters:
     """When a sample is refused. None turns a check off."""
 
     label: float | None = 0.5  # least probability that the judge must give to the class asked for
-    closeness: float | None = 0.01  # quantile of held-out-to-training distances; nearer is refused
-    duplicate: float | None = 0.01  # the same quantile, between accepted samples of a class
+    closeness: float | None = 0.01  # share of unseen real images that would be refused as copies
+    duplicate: float | None = 0.001  # share of real images that would be refused as duplicates
 
 
 class Drawn(NamedTuple):
@@ -65,6 +65,39 @@ def flat(images: Images) -> Float[np.ndarray, "n d"]:
     return images.reshape(len(images), math.prod(images.shape[1:])).astype(np.float32) / 255.0
 
 
+MIN_HOLDOUT = 20
+"""Held-out images that a class needs for a closeness limit of its own."""
+
+
+def closeness_limits(
+    train: Rows, holdout: Rows, num_classes: int, quantile: float | None
+) -> Float[np.ndarray, " k"]:
+    """How near to a training image a sample of each class may come, in [0, 1] pixel distance.
+
+    The distance to the class's training images that a share `quantile` of its held-out ones falls
+    below: classes differ (ones lie close together). Without enough held-out images of a class, the
+    limit of all classes together. Zero where nothing is to be refused.
+    """
+    limits = np.zeros(num_classes)
+    if quantile is None or not len(holdout["label"]):
+        return limits
+    pixels, unseen = flat(train["image"]), flat(holdout["image"])
+    limits[:] = near_copy_threshold(pixels, unseen, quantile)
+    for c in range(num_classes):
+        of_train, of_holdout = train["label"] == c, holdout["label"] == c
+        if of_train.any() and of_holdout.sum() >= MIN_HOLDOUT:
+            limits[c] = near_copy_threshold(pixels[of_train], unseen[of_holdout], quantile)
+    return limits
+
+
+def duplicate_limit(train_pixels: Float[np.ndarray, "n d"], quantile: float | None) -> float:
+    """How near to each other two samples of a class may come: nearer than real images do."""
+    if quantile is None or len(train_pixels) < 2:
+        return 0.0
+    apart = nearest(train_pixels, train_pixels, k=1, exclude_self=True).distance[:, 0]
+    return float(np.quantile(apart, quantile))
+
+
 def draw(
     sampler: Sampler,
     key: jax.Array,
@@ -72,8 +105,8 @@ def draw(
     plan: Balance,
     filters: Filters,
     judge: Judge,
-    train: Images,
-    holdout: Images,
+    train: Rows,
+    holdout: Rows,
 ) -> Drawn:
     """Draw in rounds until every class has what it lacks, or `plan.max_draws` is spent.
 
@@ -81,14 +114,12 @@ def draw(
     image, its closeness to a sample of its class accepted before it. Addresses count up over all
     draws; samples left over once a class is complete are neither kept nor counted.
     """
-    num_classes, pixels = len(missing), flat(train)
-    closeness, duplicate = (
-        None if quantile is None else near_copy_threshold(pixels, flat(holdout), quantile)
-        for quantile in (filters.closeness, filters.duplicate)
-    )
+    num_classes, pixels = len(missing), flat(train["image"])
+    closeness = closeness_limits(train, holdout, num_classes, filters.closeness)
+    duplicate = duplicate_limit(pixels, filters.duplicate)
     refused = {name: np.zeros(num_classes, np.int64) for name in ("label", "closeness", "duplicate")}
     drawn = np.zeros(num_classes, np.int64)
-    kept = _nothing(train)
+    kept = _nothing(train["image"])
     first = 0
     while True:
         have = np.bincount(kept["labels"], minlength=num_classes)
@@ -103,7 +134,7 @@ def draw(
         for c in np.flatnonzero(ask):
             of_class = _rows(candidates, labels == c)
             verdicts = _verdicts(of_class, _rows(kept, kept["labels"] == c)["images"],
-                                 int(missing[c] - have[c]), filters.label, closeness, duplicate)  # fmt: skip
+                                 int(missing[c] - have[c]), filters.label, closeness[c], duplicate)  # fmt: skip
             drawn[c] += len(verdicts)
             for name, counts in refused.items():
                 counts[c] += verdicts.count(name)
@@ -167,8 +198,8 @@ def _verdicts(
     accepted: Images,
     room: int,
     label: float | None,
-    closeness: float | None,
-    duplicate: float | None,
+    closeness: float,
+    duplicate: float,
 ) -> list[str]:
     """For one class's candidates in order: why each is refused, "" if accepted; ends when full."""
     verdicts: list[str] = []
@@ -183,11 +214,9 @@ def _verdicts(
             break
         if label is not None and probability < label:
             verdicts.append("label")
-        elif closeness is not None and distance < closeness:
+        elif distance < closeness:
             verdicts.append("closeness")
-        elif duplicate is not None and others and (
-            np.min(np.linalg.norm(np.stack(others) - pixels, axis=1)) < duplicate
-        ):
+        elif others and np.min(np.linalg.norm(np.stack(others) - pixels, axis=1)) < duplicate:
             verdicts.append("duplicate")
         else:
             verdicts.append("")

@@ -95,16 +95,30 @@ def override(experiment: Experiment, arguments: list[str]) -> Experiment:
     capture = contextlib.nullcontext() if "--help" in arguments else _captured(printed)
     try:
         with capture:
-            return tyro.cli(
-                tyro.conf.AvoidSubcommands[type(experiment)],  # type: ignore[misc]
+            parsed = tyro.cli(
+                tyro.conf.AvoidSubcommands[_concrete(experiment)],  # type: ignore[misc]
                 args=arguments,
-                default=experiment,
+                default=_concrete(experiment)(**vars(experiment)),
                 prog="genaug run EXPERIMENT",
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(printed.getvalue())) from None
+    return dataclasses.replace(experiment, **vars(parsed))
+
+
+def _concrete(config: Any) -> Any:
+    """The dataclass of a config with every field typed by what is in it.
+
+    An experiment's model is any family; its flags are those of the family at hand.
+    """
+    hints = typing.get_type_hints(type(config))
+    fields = [
+        (f.name, type(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else hints[f.name])
+        for f in dataclasses.fields(config)
+    ]
+    return dataclasses.make_dataclass(type(config).__name__, fields, frozen=True, kw_only=True)
 
 
 @contextlib.contextmanager

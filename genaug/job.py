@@ -213,8 +213,8 @@ def draw_synthetic(
             experiment.balance,
             experiment.filters,
             judge,
-            run.dataset.arrays(run.splits.train)["image"],
-            run.dataset.arrays(run.splits.valid)["image"],
+            run.dataset.arrays(run.splits.train),
+            run.dataset.arrays(run.splits.valid),
         )
         _write_synthetic(run, drawn, model_digest)
         refused = {f"refused.{name}": counts for name, counts in drawn.refused.items()}
@@ -315,6 +315,7 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
     console.print("[5/5] audit and report")
     audited = run_audit(run, drawn, arms.judge_params())
     results = assemble(run, drawn, baselines, generative, arms.parts, judged, comparison, audited)
+    save_arrays(run.directory / "study" / "pictures.npz", pictures(run, drawn))
     write_json(run.directory / "results.json", results)
     about = {
         "config": read_json(run.directory / "config.json"),
@@ -330,6 +331,7 @@ def run_audit(run: Prepared, drawn: Drawn, judge_params: Any) -> list[dict[str, 
     path = run.directory / "study" / "audit.json"
     if not path.is_file():
         train = run.dataset.arrays(run.splits.train)
+        valid = run.dataset.arrays(run.splits.valid)
         test = run.dataset.arrays(run.splits.test)
         config = run.experiment.study.classifier
         embed = classifier.features(config, len(run.dataset.class_names), judge_params)
@@ -339,11 +341,34 @@ def run_audit(run: Prepared, drawn: Drawn, judge_params: Any) -> list[dict[str, 
             drawn.images,
             features=embed,
             feature_name="classifier",
-            labels=Labels(train["label"], test["label"], drawn.labels),
+            second=valid["image"],
+            labels=Labels(train["label"], test["label"], drawn.labels, valid["label"]),
             seed=run.experiment.seed,
         )
         write_json(path, to_json(found))
     return read_json(path)
+
+
+def pictures(run: Prepared, drawn: Drawn, per_class: int = 10) -> dict[str, np.ndarray]:
+    """What the report shows: real and generated examples, and the samples closest to training."""
+    real = run.dataset.arrays(run.splits.train)
+
+    def first_of_each(labels: np.ndarray) -> np.ndarray:
+        rows = [np.flatnonzero(labels == c)[:per_class] for c in np.unique(labels)]
+        return np.concatenate(rows) if rows else np.zeros(0, np.int64)
+
+    shown, made = first_of_each(real["label"]), first_of_each(drawn.labels)
+    closest = np.argsort(drawn.nearest_train, kind="stable")[:12]
+    return {
+        "real": real["image"][shown],
+        "real_labels": real["label"][shown],
+        "generated": drawn.images[made],
+        "generated_labels": drawn.labels[made],
+        "closest_generated": drawn.images[closest],
+        "closest_train": real["image"][drawn.nearest_train_row[closest]],
+        "closest_labels": drawn.labels[closest],
+        "closest_distance": drawn.nearest_train[closest],
+    }
 
 
 def assemble(

@@ -1,13 +1,72 @@
-"""One self-contained HTML page, image grids, curves."""
+"""One self-contained HTML page, image grids, curves.
+
+`write_report` turns a run folder into `report.html`. Python works out every number, text and
+position; the template lays them out. Charts are SVG with all coordinates in percent of the plot,
+so that they fit any width while their text keeps its size.
+"""
 
 from __future__ import annotations
 
+import base64
 import io
+import json
+import math
+import re
+import shlex
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+from genaug.checkpoint import write_atomically
+from genaug.evaluation.study import GENERATED
+from genaug.types import UserError
+
+METRICS = {
+    "balanced_accuracy": (
+        "balanced accuracy",
+        "the share of a class's images that is recognised, averaged over the classes: a rare class "
+        "counts as much as a common one",
+    ),
+    "accuracy": ("accuracy", "the share of all images that is recognised"),
+    "macro_f1": (
+        "macro F1",
+        "the mean of the classes' F1, which falls with missed images and with false alarms",
+    ),
+    "rare_recall": (
+        "rare-class recall",
+        "the share of a rare class's images that is recognised, averaged over the rare classes",
+    ),
+    "ece": (
+        "calibration error",
+        "how far the classifier's confidence is from how often it is right; less is better",
+    ),
+}
+"""The scores of an arm that the page shows: name and meaning."""
+
+AUDIT_NAMES = {
+    "fd": "Fréchet distance",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+    "closer_to_train": "Closer to training data",
+    "exact_copies": "Exact copies",
+    "near_copies": "Near copies",
+    "authenticity": "Authenticity",
+}
+_NO_SHARES = ("fd", "density")  # every other audit metric is a share, shown in per cent
+
+# ANSI sequences, control characters, marks that turn the text's direction, lone surrogates.
+_UNPRINTABLE = re.compile(
+    "\x1b\\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def grid(images: UInt8[np.ndarray, "n h w c"], columns: int, scale: int = 1) -> Image.Image:
@@ -33,3 +92,440 @@ def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "png")
     return buffer.getvalue()
+
+
+def write_report(directory: Path) -> Path:
+    """Write `report.html` into a finished run folder: one page that loads nothing from elsewhere.
+
+    Raises:
+        UserError: a run that is not finished, or a file of it that cannot be read.
+    """
+    if not (directory / "results.json").is_file():
+        raise UserError(f"{directory} has no results.json yet: finish the run first.")
+    results, config, environment = (
+        _clean(_read_json(directory / f"{name}.json"))
+        for name in ("results", "config", "environment")
+    )
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    jinja = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters.update(number=number, points=points, change=change)
+    page = jinja.get_template("report.html").render(
+        **_summary(results),
+        rows=_arm_rows(results),
+        panels=_panels(results),
+        sweeps=_sweeps(results),
+        recall=_recall(results),
+        drawn=_drawn(results),
+        audit=_audit(results.get("audit") or []),
+        curves=_curves(results.get("training") or []),
+        config=_flat(config),
+        environment=_flat(environment),
+        command=f"genaug run --from-run {shlex.quote(_clean(directory.resolve().name))}",
+        **_pictures(directory / "study" / "pictures.npz", results),
+    )
+    path = directory / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): run again.") from None
+
+
+def _clean(value: Any) -> Any:
+    """JSON without characters that could not be shown, or would change how others are shown."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("", value)
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    return value
+
+
+def _short(name: str, length: int = 60) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+# Numbers in words.
+
+
+def number(value: Any, digits: int = 1, signed: bool = False) -> str:
+    """A number with a true minus; a dash for one that is missing, "0.0" rather than "-0.0"."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    rounded = round(value, digits) or 0.0  # no negative zero
+    return f"{rounded:{'+' if signed and rounded else ''},.{digits}f}".replace("-", "−")
+
+
+def points(values: Sequence[Any]) -> str:
+    """Scores of seeds, 0 to 1, as mean ± standard deviation in points."""
+    mean, sd = _mean_sd(values)
+    return number(mean) + ("" if math.isnan(sd) else f" ± {number(sd)}")
+
+
+def change(interval: Sequence[Any]) -> str:
+    """A difference with its interval, in points."""
+    estimate, low, high = (number(100 * v, signed=True) for v in _floats(interval))
+    return f"{estimate} ({low} to {high})"
+
+
+def _floats(values: Iterable[Any]) -> list[float]:
+    """JSON numbers; a missing one is NaN."""
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _mean_sd(values: Sequence[Any]) -> tuple[float, float]:
+    """Mean and standard deviation in points of the seeds that have a score."""
+    known = [100 * value for value in _floats(values) if not math.isnan(value)]
+    if not known:
+        return math.nan, math.nan
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+
+
+# Charts.
+
+
+class Axis(NamedTuple):
+    """A range of values and where on the plot each lies."""
+
+    low: float
+    high: float
+
+    def at(self, value: float) -> float:
+        """Percent of the way from `low` to `high`."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+    def ticks(self, about: int = 5, signed: bool = False) -> list[tuple[float, str]]:
+        """Positions and labels of round values."""
+        raw = (self.high - self.low) / about
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.999 * raw)
+        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        values = [i * step for i in range(first, last + 1)]
+        return [(self.at(value), number(value, digits, signed)) for value in values]
+
+
+def axis(values: Iterable[float]) -> Axis:
+    """An axis that holds all values that are finite, with a little room at both ends."""
+    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    room = 0.06 * (high - low) or max(0.01 * abs(low), 0.5)
+    return Axis(low - room, high + room)
+
+
+def _line(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
+    """The `points` of an SVG polyline, y upwards; values that are not finite are left out."""
+    known = [(x.at(a), round(100 - y.at(b), 2)) for a, b in points if math.isfinite(b)]
+    return " ".join(f"{a:g},{b:g}" for a, b in known)
+
+
+def _dots(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> list[tuple[float, float]]:
+    """Positions of the points that lie on the plot."""
+    inside = [(a, b) for a, b in points if y.low <= b <= y.high]
+    return [(x.at(a), round(100 - y.at(b), 2)) for a, b in inside]
+
+
+# What the sections show.
+
+
+def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, data, verdict and the numbers behind it."""
+    data, metric = results["data"], results["metric"]
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    names = [_short(name) for name in data["class_names"]]
+    rare = [names[c] for c in results.get("rare_classes") or []]
+    headline, _, sentence = results["verdict"]["sentence"].partition(": ")
+    columns = [m for m in METRICS if any(m in arm["test"] for arm in results["arms"])]
+    return {
+        "name": results["name"],
+        "data_name": data["name"],
+        "licence": data.get("licence"),
+        "origin": data.get("origin"),
+        "num_classes": len(names),
+        "counts": {split: sum(counts) for split, counts in data["counts"].items()},
+        "rare": rare[:8] + ([f"{len(rare) - 8} more"] if len(rare) > 8 else []),
+        "use": bool(results["verdict"]["use"]),
+        "headline": headline if sentence else "",
+        "sentence": sentence or headline,
+        "metric": metric,
+        "metrics": {m: METRICS[m] for m in columns},
+        "metric_name": METRICS[metric][0],
+        "metric_meaning": METRICS[metric][1],
+        "plain_arm": _plain_arm(results),
+        "bar": arms[results["bar"]],
+        "candidate": arms[results["candidate"]],
+        "gain": [
+            number(100 * v, signed=True)
+            for v in _floats(arms[results["candidate"]]["against_bar"][metric])
+        ],
+        "level": number(100 * results["level"], 0),
+        "num_seeds": results["num_seeds"],
+        "arms": [arm | {"role": _role(arm["name"], results)} for arm in results["arms"]],
+    }
+
+
+def _plain_arm(results: Mapping[str, Any]) -> str:
+    """The arm that nothing was done for."""
+    names = [arm["name"] for arm in results["arms"]]
+    return "none" if "none" in names else names[0]
+
+
+def _role(name: str, results: Mapping[str, Any]) -> str:
+    """What the study made of an arm."""
+    if name == results["bar"]:
+        return "bar to beat"
+    if name == results["candidate"]:
+        return "candidate"
+    return "chosen weight" if name in results["chosen"].values() else ""
+
+
+def _differences(results: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Arm -> difference to the bar, low, high, in points of the chosen metric; the best first."""
+    found = {
+        arm["name"]: [100 * v for v in _floats(arm["against_bar"][results["metric"]])]
+        for arm in results["arms"]
+    }
+    return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1][0], nan=-1e9)))
+
+
+def _axes(results: Mapping[str, Any]) -> list[tuple[str, Axis]]:
+    """An axis for all arms, and one for those near the bar where the first would hide them."""
+    found = _differences(results)
+    whole = axis([0.0, *(v for interval in found.values() for v in interval)])
+    _, low, high = found[results["candidate"]]
+    reach = max(1.5 * abs(low), 1.5 * abs(high), 0.5)
+    near = axis([0.0, *(v for i in found.values() if abs(i[0]) <= reach for v in i)])
+    if whole.high - whole.low < 2.5 * (near.high - near.low):
+        return [("All arms", whole)]
+    return [("All arms", whole), ("Close to the bar", near)]
+
+
+def _panels(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Titles and ticks of the interval chart."""
+    return [
+        {"title": title, "zero": x.at(0.0), "ticks": x.ticks(signed=True)}
+        for title, x in _axes(results)
+    ]
+
+
+def _arm_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the interval chart."""
+    arms = {arm["name"]: arm for arm in results["arms"]}
+
+    def mark(x: Axis, interval: list[float]) -> dict[str, Any]:
+        estimate, low, high = interval
+        if not all(map(math.isfinite, interval)):
+            return {"off": "missing"}
+        if not x.low <= estimate <= x.high:
+            off = "left" if estimate < x.low else "right"
+            return {"off": off, "text": number(estimate, signed=True)}
+        return {"off": "", "at": x.at(estimate), "low": x.at(low), "high": x.at(high)}
+
+    return [
+        {
+            "name": name,
+            "generative": arms[name]["generative"],
+            "role": _role(name, results),
+            "score": points(arms[name]["test"][results["metric"]]),
+            "marks": [mark(x, interval) for _, x in _axes(results)],
+        }
+        for name, interval in _differences(results).items()
+    ]
+
+
+def _without(family: str, results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arm that a family is at weight 0: oversampling, or the classical arm it was built on."""
+    arms = [arm for arm in results["arms"] if not arm["generative"]]
+    if family == GENERATED:
+        return next((arm for arm in arms if arm["name"] == "oversampling"), None)
+    affine = [arm for arm in arms if arm["name"].startswith("affine")]
+    return max(affine, key=lambda a: _mean_sd(a["valid"][results["metric"]])[0], default=None)
+
+
+def _sweeps(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A chart for each generative family: score against weight, on validation and test data."""
+    charts = []
+    for family, chosen in results["chosen"].items():
+        first = _without(family, results)
+        arms = [arm for arm in results["arms"] if arm["family"] == family]
+        arms = [first] * bool(first) + sorted(arms, key=lambda arm: arm["weight"])
+        scores = {
+            split: [(arm["weight"], *_mean_sd(arm[split][results["metric"]])) for arm in arms]
+            for split in ("valid", "test")
+        }
+        known = [(w, mean, np.nan_to_num(sd)) for s in scores.values() for w, mean, sd in s]
+        x = Axis(0.0, max(w for w, _, _ in known) or 1.0)
+        y = axis(mean + sign * sd for _, mean, sd in known for sign in (-1, 1))
+        series = []
+        for split, rows in scores.items():
+            upper = [(w, mean + np.nan_to_num(sd)) for w, mean, sd in rows]
+            lower = [(w, mean - np.nan_to_num(sd)) for w, mean, sd in reversed(rows)]
+            middle = [(w, mean) for w, mean, _ in rows]
+            series.append({"kind": split, "line": _line(middle, x, y), "dots": _dots(middle, x, y),
+                           "band": _line(upper + lower, x, y)})  # fmt: skip
+        weight = next(arm["weight"] for arm in arms if arm["name"] == chosen)
+        charts.append(
+            {
+                "title": family,
+                "start": first["name"] if first else None,
+                "weight": number(weight, 2).rstrip("0").rstrip("."),
+                "x": [(x.at(w), f"{w:g}") for w, _, _ in scores["test"]],
+                "y": y.ticks(),
+                "mark": x.at(weight),
+                "series": series,
+            }
+        )
+    return charts
+
+
+def _recall(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per class: its recall in every arm, and the candidate's difference to the bar."""
+    data, arms = results["data"], {arm["name"]: arm for arm in results["arms"]}
+    against = arms[results["candidate"]]["against_bar"]
+    main = (_plain_arm(results), results["bar"], results["candidate"])
+
+    def of(arm: Mapping[str, Any], c: int) -> str:
+        return points([seed[c] for seed in arm["test"].get("recall") or []])
+
+    return [
+        {
+            "name": _short(name),
+            "rare": c in (results.get("rare_classes") or []),
+            "train": data["counts"]["train"][c],
+            "main": [of(arms[arm], c) for arm in main],
+            "all": [of(arm, c) for arm in results["arms"]],
+            "change": change(against[f"recall/{c}"]) if f"recall/{c}" in against else "–",
+        }
+        for c, name in enumerate(data["class_names"])
+    ]
+
+
+def _drawn(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Per class that needed examples: how many were wanted, drawn, refused and kept."""
+    found = results.get("drawn") or {"wanted": [], "drawn": [], "kept": [], "refused": {}}
+    names = results["data"]["class_names"]
+    rows = [
+        {
+            "name": _short(names[c]),
+            "wanted": wanted,
+            "drawn": found["drawn"][c],
+            "kept": found["kept"][c],
+            "refused": [counts[c] for counts in found["refused"].values()],
+        }
+        for c, wanted in enumerate(found["wanted"])
+        if wanted or found["drawn"][c]
+    ]
+    return {"rows": rows, "reasons": list(found["refused"])}
+
+
+def _audit(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of the audit, and the remarks that several of them share, once."""
+    remarks = Counter(part for e in entries for part in e["meaning"].rstrip(".").split(". "))
+    shared = [remark for remark, count in remarks.items() if count > 1]
+
+    def row(entry: Mapping[str, Any]) -> dict[str, Any]:
+        base, _, net = entry["name"].partition("/")
+        value, low, high = _floats(entry[key] for key in ("value", "low", "high"))
+        (floor,) = _floats([entry["floor"]])
+        unit = 1 if base in _NO_SHARES else 100
+        digits = 2 if base == "density" else 1
+        worse = {"lower": low > floor, "higher": high < floor}.get(entry["better"])
+        own = [p for p in entry["meaning"].rstrip(".").split(". ") if p not in shared]
+        return {
+            "name": AUDIT_NAMES.get(base, base) + (f" ({net})" if net else ""),
+            "unit": " %" if unit == 100 else "",
+            **{k: number(unit * v, digits) for k, v in
+               (("value", value), ("low", low), ("high", high), ("floor", floor))},
+            "better": entry["better"],
+            "worse": None if math.isnan(floor) else worse,
+            "n": entry["n"],
+            "meaning": ". ".join(own) + "." if own else "",
+        }  # fmt: skip
+
+    return {"rows": [row(entry) for entry in entries], "remarks": shared}
+
+
+def _curves(training: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A chart for each value of the training log, with its validation value where there is one."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in training:
+        for key in line.keys() - {"step"}:
+            found.setdefault(key, []).append((float(line["step"]), _floats([line[key]])[0]))
+    names = {key.removeprefix("valid_") for key in found}
+    last = max((line["step"] for line in training), default=0)
+    x = Axis(0.0, float(last or 1))
+    charts = []
+    for name in sorted(names, key=lambda n: (f"valid_{n}" not in found, n != "loss", n)):
+        lines = {kind: found.get(f"{prefix}{name}", []) for kind, prefix in
+                 (("train", ""), ("valid", "valid_"))}  # fmt: skip
+        # The first updates are often so far off that they would flatten everything after them.
+        later = [v for points in lines.values() for step, v in points if step >= 0.1 * last]
+        y = axis(later)
+        series = []
+        for kind, all_points in lines.items():
+            some = all_points[:: max(1, len(all_points) // 200)]
+            series.append({"kind": kind, "line": _line(some, x, y), "band": "",
+                           "dots": _dots(some, x, y) if kind == "valid" else []})  # fmt: skip
+        title = name.replace("_", " ")
+        charts.append({"title": title, "x": x.ticks(3), "y": y.ticks(3), "mark": None,
+                       "series": [s for s in series if s["line"]]})  # fmt: skip
+    return [chart for chart in charts if chart["series"]]
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """Nested settings as rows: dotted name, value."""
+    if isinstance(value, dict) and value:
+        parts = (_flat(v, f"{path}.{k}" if path else str(k)) for k, v in value.items())
+        return [row for part in parts for row in part]
+    if isinstance(value, list):
+        return [(path, ", ".join(map(str, value)) or "–")]
+    return [(path, "–" if value is None else str(value))]
+
+
+def _pictures(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Strips of real and generated images of each class; samples beside their neighbours."""
+    if not path.is_file():
+        return {"strips": [], "pairs": []}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it and run again.") from None
+    names = results["data"]["class_names"]
+
+    def strip(kind: str, c: int) -> str | None:
+        images = arrays[kind][arrays[f"{kind}_labels"] == c]
+        return _uri(images, min(10, len(images))) if len(images) else None
+
+    strips = [
+        {"name": _short(name), "rare": c in (results.get("rare_classes") or []),
+         "real": strip("real", c), "generated": strip("generated", c)}
+        for c, name in enumerate(names)
+    ]  # fmt: skip
+    pairs = [
+        {"name": _short(names[int(label)], 20), "distance": number(float(distance), 2),
+         "generated": _uri(generated[None], 1), "train": _uri(train[None], 1)}
+        for generated, train, label, distance in zip(
+            *(arrays[f"closest_{key}"] for key in ("generated", "train", "labels", "distance")),
+            strict=True,
+        )
+    ]  # fmt: skip
+    return {"strips": [s for s in strips if s["real"] or s["generated"]], "pairs": pairs}
+
+
+def _uri(images: UInt8[np.ndarray, "n h w c"], columns: int) -> str:
+    """A grid as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png(grid(images, columns))).decode()

@@ -98,9 +98,12 @@ def fit(
             _report(*pending, log)
         step = first + config.steps_per_call
         pending = (step, metrics)
-        for hook in hooks:
-            if step % hook.every == 0 or step == config.num_steps:
-                hook.call(step, state)
+        due = [hook for hook in hooks if step % hook.every == 0 or step == config.num_steps]
+        if due:  # Hooks read the state and so wait for it; what a checkpoint covers is logged.
+            _report(*pending, log)
+            pending = None
+        for hook in due:
+            hook.call(step, state)
     if pending:
         _report(*pending, log)
     return state

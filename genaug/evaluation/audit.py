@@ -50,11 +50,12 @@ class Result:
 
 
 class Labels(NamedTuple):
-    """The classes of the three sets, int [n] each."""
+    """The classes of the sets, int [n] each."""
 
     train: Int[np.ndarray, " t"]
     holdout: Int[np.ndarray, " h"]
     synthetic: Int[np.ndarray, " s"]
+    second: Int[np.ndarray, " r"] | None = None
 
 
 class _Sets(NamedTuple):
@@ -68,6 +69,7 @@ def audit(
     holdout: Shaped[np.ndarray, "h ..."],
     synthetic: Shaped[np.ndarray, "s ..."],
     *,
+    second: Shaped[np.ndarray, "r ..."] | None = None,
     features: Callable[[np.ndarray], np.ndarray] | None = None,
     feature_name: str = "pixels",
     labels: Labels | None = None,
@@ -78,8 +80,8 @@ def audit(
     """Measure likeness, variety and memorisation of `synthetic`, each beside its floor.
 
     Likeness and variety compare n synthetic with n held-out examples, in the space of `features`.
-    Their floor compares n training with the same n held-out examples: two real sets at that very
-    size, because these numbers are biased by 1/n. The held-out set is the reference, as nearness
+    Their floor compares n of a second real set (the training set unless `second` is given) with the
+    same n held-out examples: two real sets at that very size, as these numbers are biased by 1/n. The held-out set is the reference, as nearness
     to the training set is also had by copying it. If `features` was fitted to the training set the
     floor is a little worse than for a network that saw neither. n is the length of the shortest
     set; given `labels`, all three have the class counts of the synthetic set, as far as there are
@@ -91,6 +93,8 @@ def audit(
         train: what the generator was fitted to; uint8 images [t, h, w, c] or floats of any shape.
         holdout: real examples it never saw, of the same shape and dtype.
         synthetic: what it drew, of the same shape and dtype.
+        second: real examples in neither set, for the floor; where the training set is small or
+            unbalanced, n is larger with it.
         features: raw examples in, float [n, d] out; None takes the pixels (uint8 over 255).
         feature_name: names the distance: `fd/<feature_name>`.
         labels: classes of the three sets.
@@ -102,9 +106,17 @@ def audit(
         UserError: sets of different shape or dtype, too few examples, NaN or infinity.
     """
     sets = _Sets(train, holdout, synthetic)
-    _require_alike(sets, labels)
+    _require_alike(sets, None if labels is None else labels[:3])
     generator = np.random.Generator(np.random.PCG64(seed))
-    rows, caveat = _comparable(sets, labels, generator)
+    compared, compared_labels = sets, None if labels is None else labels[:3]
+    if second is not None:
+        compared = sets._replace(train=second)
+        if labels is not None:
+            if labels.second is None:
+                raise UserError("the second real set has no labels and the others do: give them")
+            compared_labels = (labels.second, *labels[1:3])
+    _require_alike(compared, compared_labels)
+    rows, caveat = _comparable(compared, compared_labels, generator)
     n = len(rows.synthetic)
     if n < 2 * (k + 1):
         raise UserError(
@@ -113,7 +125,7 @@ def audit(
         )
     embed = _pixels if features is None else features
     embedded = _Sets(
-        *(np.asarray(embed(each[some])) for each, some in zip(sets, rows, strict=True))
+        *(np.asarray(embed(each[some])) for each, some in zip(compared, rows, strict=True))
     )
     likeness = _likeness(embedded, feature_name, caveat, k, draws, seed)
     pixels = _Sets(*(_pixels(each) for each in sets))
@@ -263,19 +275,20 @@ def _memorisation(pixels: _Sets, rows: _Sets, labels: Labels | None, seed: int) 
 
 
 def _comparable(
-    sets: _Sets, labels: Labels | None, generator: np.random.Generator
+    sets: _Sets, labels: tuple[np.ndarray, ...] | None, generator: np.random.Generator
 ) -> tuple[_Sets, str]:
     """Rows of each set for a comparison at equal n, and what the reader must know about them."""
     size = min(len(each) for each in sets)
     if labels is None:
         rows = (np.sort(generator.permutation(len(each))[:size]) for each in sets)
         return _Sets(*rows), " The class mix of the sets was not checked: no labels were given."
-    classes, drawn = np.unique(labels.synthetic, return_counts=True)
+    first, holdout, synthetic = labels
+    classes, drawn = np.unique(synthetic, return_counts=True)
     wanted = {
-        int(label): round(size * count / len(labels.synthetic))
+        int(label): round(size * count / len(synthetic))
         for label, count in zip(classes, drawn, strict=True)
     }
-    real = _fewest(labels.train, labels.holdout)
+    real = _fewest(first, holdout)
     counts = {label: min(count, real.get(label, 0)) for label, count in wanted.items()}
     short = [
         f"{label} ({counts[label]} of {wanted[label]})"
@@ -303,7 +316,7 @@ def _pick(
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
 
-def _require_alike(sets: _Sets, labels: Labels | None) -> None:
+def _require_alike(sets: _Sets, labels: tuple[np.ndarray, ...] | None) -> None:
     shapes = {(each.shape[1:], each.dtype) for each in sets}
     if len(shapes) > 1:
         raise UserError(

@@ -36,6 +36,7 @@ class CVAE:
     net: MLP | ConvNet = field(default_factory=MLP)
     likelihood: Likelihood = field(default_factory=Bernoulli)
     beta: float = 1.0  # weight of the KL term; above 1 for disentangled, below for sharper
+    augment: float = 0.0  # warps of the training images: times the classical baseline's strength
     optimizer: Optimizer = field(default_factory=Adam)
     ema_decay: float = 0.999
     draw_pixels: bool = False  # sample pixel noise too, rather than the likelihood's mean
@@ -79,8 +80,10 @@ class CVAE:
         def loss(
             variables: Variables, batch: Batch, key: jax.Array
         ) -> tuple[Array, tuple[Metrics, Variables]]:
+            key_eps, key_warp = jax.random.split(key)
+            batch = {**batch, "image": vae.augmented(batch["image"], key_warp, self.augment)}
             posterior = encode(variables, batch["image"], batch["label"])
-            terms = vae.elbo_terms(lambda z: log_prob(variables, batch, z), posterior, key)
+            terms = vae.elbo_terms(lambda z: log_prob(variables, batch, z), posterior, key_eps)
             return vae.negative_elbo(*terms, self.beta)
 
         def sample(weights: Weights, key: jax.Array, cond: Batch) -> Batch:

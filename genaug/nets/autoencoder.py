@@ -95,9 +95,9 @@ class MLPDecoder(nn.Module):
         self, z: Float[Array, "n z"], condition: Condition | None = None
     ) -> Float[Array, "n h w c m"]:
         """Decode."""
-        h = _join(z, condition)
-        for units in self.hidden:
-            h = nn.silu(nn.Dense(units)(h))
+        h = z
+        for units in self.hidden:  # said at every layer, a label is not lost among latents
+            h = nn.silu(nn.Dense(units)(_join(h, condition)))
         h = nn.Dense(math.prod(self.shape) * self.outputs_per_value)(h)
         return h.reshape(-1, *self.shape, self.outputs_per_value)
 

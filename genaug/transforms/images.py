@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 Image = Float[Array, "h w c"]
 Grid = Float[Array, "2 h w"]
@@ -54,6 +54,10 @@ class Warp:
     def affine_elastic(self) -> Strength:
         """Affine, and an elastic deformation."""
         return self.affine()._replace(elastic=self.elastic)
+
+    def scaled(self, factor: float) -> Strength:
+        """Affine and elastic, `factor` times as strong."""
+        return Strength(*(factor * float(value) for value in self.affine_elastic()))
 
 
 def centred_grid(height: int, width: int) -> Grid:
@@ -115,3 +119,11 @@ def warp_batch(
     """A batch, each image by its own draw."""
     keys = jax.random.split(key, images.shape[0])
     return jax.vmap(lambda image, key: warp(image, key, strength, smoothing))(images, keys)
+
+
+def warp_bytes(
+    images: UInt8[Array, "n h w c"], key: jax.Array, strength: Strength, smoothing: float
+) -> UInt8[Array, "n h w c"]:
+    """`warp_batch` of byte images, rounded to bytes."""
+    warped = warp_batch(images.astype(jnp.float32), key, strength, smoothing)
+    return jnp.round(jnp.clip(warped, 0.0, 255.0)).astype(jnp.uint8)
