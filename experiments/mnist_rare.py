@@ -1,6 +1,6 @@
 """Three of ten digits are rare (12 images each): do a CVAE's samples help to recognise them?
 
-    genaug run experiments/mnist_rare.py
+genaug run experiments/mnist_rare.py
 """
 
 from genaug.augmentation import Balance

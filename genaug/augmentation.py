@@ -117,7 +117,9 @@ def draw(
     num_classes, pixels = len(missing), flat(train["image"])
     closeness = closeness_limits(train, holdout, num_classes, filters.closeness)
     duplicate = duplicate_limit(pixels, filters.duplicate)
-    refused = {name: np.zeros(num_classes, np.int64) for name in ("label", "closeness", "duplicate")}
+    refused = {
+        name: np.zeros(num_classes, np.int64) for name in ("label", "closeness", "duplicate")
+    }
     drawn = np.zeros(num_classes, np.int64)
     kept = _nothing(train["image"])
     first = 0

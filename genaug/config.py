@@ -43,7 +43,7 @@ def load(path: str) -> Experiment:
     file = Path(path)
     if not file.is_file():
         known = sorted(str(p) for p in Path("experiments").glob("*.py"))
-        raise UserError(f"There is no experiment file {path}.{_nearest(path, known)}")
+        raise UserError(f"There is no experiment file {path}.{nearest_name(path, known)}")
     spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file: an experiment is a .py file with config().")
@@ -59,7 +59,7 @@ def load(path: str) -> Experiment:
     return experiment
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest_name(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {close[0]}?" if close else ""
 
@@ -88,7 +88,7 @@ def override(experiment: Experiment, arguments: list[str]) -> Experiment:
         flag = argument.split("=")[0].replace("_", "-")
         if argument.startswith("--") and argument != "--help" and flag not in known:
             raise UserError(
-                f"There is no field {flag}.{_nearest(flag, known)} "
+                f"There is no field {flag}.{nearest_name(flag, known)} "
                 "All fields: add --help after the experiment file."
             )
     printed = io.StringIO()
@@ -115,7 +115,10 @@ def _concrete(config: Any) -> Any:
     """
     hints = typing.get_type_hints(type(config))
     fields = [
-        (f.name, type(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else hints[f.name])
+        (
+            f.name,
+            type(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else hints[f.name],
+        )
         for f in dataclasses.fields(config)
     ]
     return dataclasses.make_dataclass(type(config).__name__, fields, frozen=True, kw_only=True)
@@ -165,7 +168,7 @@ def from_json(value: Any, where: str = "config") -> Any:
     given = {key: item for key, item in value.items() if key != "type"}
     for key in given:
         if key not in known:
-            raise UserError(f"{where}: {name} has no field {key}.{_nearest(key, known)}")
+            raise UserError(f"{where}: {name} has no field {key}.{nearest_name(key, known)}")
     return kind(**{key: from_json(item, f"{where}.{key}") for key, item in given.items()})
 
 

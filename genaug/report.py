@@ -14,7 +14,6 @@ import math
 import re
 import shlex
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -433,19 +432,22 @@ def _drawn(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _audit(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows of the audit, and the remarks that several of them share, once."""
-    remarks = Counter(part for e in entries for part in e["meaning"].rstrip(".").split(". "))
-    shared = [remark for remark, count in remarks.items() if count > 1]
+    by_remark: dict[str, list[str]] = {}
+    for entry in entries:
+        for remark in _sentences(entry["meaning"]):
+            by_remark.setdefault(remark, []).append(_audit_name(entry))
+    shared = {remark: names for remark, names in by_remark.items() if len(names) > 1}
 
     def row(entry: Mapping[str, Any]) -> dict[str, Any]:
-        base, _, net = entry["name"].partition("/")
+        base = entry["name"].partition("/")[0]
         value, low, high = _floats(entry[key] for key in ("value", "low", "high"))
         (floor,) = _floats([entry["floor"]])
         unit = 1 if base in _NO_SHARES else 100
         digits = 2 if base == "density" else 1
         worse = {"lower": low > floor, "higher": high < floor}.get(entry["better"])
-        own = [p for p in entry["meaning"].rstrip(".").split(". ") if p not in shared]
+        own = [part for part in _sentences(entry["meaning"]) if part not in shared]
         return {
-            "name": AUDIT_NAMES.get(base, base) + (f" ({net})" if net else ""),
+            "name": _audit_name(entry),
             "unit": " %" if unit == 100 else "",
             **{k: number(unit * v, digits) for k, v in
                (("value", value), ("low", low), ("high", high), ("floor", floor))},
@@ -455,7 +457,17 @@ def _audit(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "meaning": ". ".join(own) + "." if own else "",
         }  # fmt: skip
 
-    return {"rows": [row(entry) for entry in entries], "remarks": shared}
+    remarks = [(", ".join(names), remark) for remark, names in shared.items()]
+    return {"rows": [row(entry) for entry in entries], "remarks": remarks}
+
+
+def _audit_name(entry: Mapping[str, Any]) -> str:
+    base, _, net = entry["name"].partition("/")
+    return AUDIT_NAMES.get(base, base) + (f" ({net})" if net else "")
+
+
+def _sentences(text: str) -> list[str]:
+    return [part for part in text.rstrip(".").split(". ") if part]
 
 
 def _curves(training: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -480,9 +492,20 @@ def _curves(training: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             series.append({"kind": kind, "line": _line(some, x, y), "band": "",
                            "dots": _dots(some, x, y) if kind == "valid" else []})  # fmt: skip
         title = name.replace("_", " ")
-        charts.append({"title": title, "x": x.ticks(3), "y": y.ticks(3), "mark": None,
+        charts.append({"title": title, "x": x.ticks(3), "y": y.ticks(), "mark": None,
+                       "note": _best_step(name, lines["valid"]),
                        "series": [s for s in series if s["line"]]})  # fmt: skip
     return [chart for chart in charts if chart["series"]]
+
+
+def _best_step(name: str, values: Sequence[tuple[float, float]]) -> str:
+    """Where a validation value was best, if it is known which way is better."""
+    sign = {"elbo": 1, "iwae": 1, "nll": -1, "loss": -1}.get(name)
+    known = [(step, sign * value) for step, value in values if sign and math.isfinite(value)]
+    if len(known) < 2:
+        return ""
+    best, last = max(known, key=lambda point: point[1])[0], known[-1][0]
+    return f"Validation is best at update {best:,.0f} of {last:,.0f}."
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:

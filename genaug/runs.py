@@ -47,7 +47,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): use another --run-dir.") from None
+        raise UserError(
+            f"{path} cannot be read as JSON ({error}): use another --run-dir."
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

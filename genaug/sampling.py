@@ -32,9 +32,7 @@ class Sampler:
         for name, value in cond.items():
             if len(value) != count:
                 raise UserError(f"cond[{name!r}] has {len(value)} rows and cond['index'] {count}.")
-        return map_blocks(
-            lambda rows: self.program(self.weights, key, rows), cond, self.block_size
-        )
+        return map_blocks(lambda rows: self.program(self.weights, key, rows), cond, self.block_size)
 
 
 def make_sampler(
@@ -49,7 +47,9 @@ def make_scorer(
     model: GenerativeModel, mesh: Any, block_size: int = 256
 ) -> Callable[[Weights, jax.Array, Rows], dict[str, np.ndarray]]:
     """The model's per-example scores of any number of examples, in blocks of one size."""
-    program = parallel.compile_rows(lambda weights, key, rows: model.score(weights, rows, key), mesh)
+    program = parallel.compile_rows(
+        lambda weights, key, rows: model.score(weights, rows, key), mesh
+    )
     block_size = -(-block_size // mesh.size) * mesh.size
 
     def score(weights: Weights, key: jax.Array, rows: Rows) -> dict[str, np.ndarray]:
@@ -69,7 +69,9 @@ def map_blocks(
         raise UserError("There is nothing to draw or score: 0 rows were asked for.")
     outputs = []
     for start in range(0, count, block_size):
-        block = {name: np.asarray(value[start : start + block_size]) for name, value in rows.items()}
+        block = {
+            name: np.asarray(value[start : start + block_size]) for name, value in rows.items()
+        }
         missing = block_size - len(next(iter(block.values())))
         if missing:
             block = {k: np.concatenate([v, np.repeat(v[:1], missing, 0)]) for k, v in block.items()}

@@ -150,9 +150,7 @@ def from_loss(
 
     value_and_grad = grad(loss_of_params, has_aux=True)
 
-    def step(
-        state: NetworkState, batch: Batch, key: jax.Array
-    ) -> tuple[NetworkState, Metrics]:
+    def step(state: NetworkState, batch: Batch, key: jax.Array) -> tuple[NetworkState, Metrics]:
         params = state.variables["params"]
         rest = {name: value for name, value in state.variables.items() if name != "params"}
         (value, (metrics, statistics)), grads = value_and_grad(params, rest, batch, key)

@@ -20,7 +20,6 @@ Spec = Mapping[str, jax.ShapeDtypeStruct]
 """One example: shapes and dtypes without the batch axis."""
 
 
-
 class LabelSpec(jax.ShapeDtypeStruct):
     """The spec of a class label: an int32 scalar from 0 to `num_classes - 1`."""
 

@@ -64,9 +64,7 @@ class Arm(NamedTuple):
     strength: Strength
 
 
-def make_pool(
-    real: Images, labels: Labels, smote: tuple[Images, Labels], capacity: int
-) -> Pool:
+def make_pool(real: Images, labels: Labels, smote: tuple[Images, Labels], capacity: int) -> Pool:
     """Real and SMOTE images, and room for `capacity` generated ones: one shape for every arm."""
     empty = np.zeros((capacity, *real.shape[1:]), np.uint8)
     parts = [(real, labels), smote, (empty, np.zeros(capacity, np.int32))]

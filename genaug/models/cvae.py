@@ -100,6 +100,4 @@ class CVAE:
                 lambda z: log_prob(weights, batch, z), posterior, key, self.score_samples
             )
 
-        return from_loss(
-            init, loss, sample, self.optimizer, score=score, ema_decay=self.ema_decay
-        )
+        return from_loss(init, loss, sample, self.optimizer, score=score, ema_decay=self.ema_decay)

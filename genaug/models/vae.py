@@ -96,9 +96,7 @@ class VAE:
                 lambda z: log_prob(weights, batch["image"], z), posterior, key, self.score_samples
             )
 
-        return from_loss(
-            init, loss, sample, self.optimizer, score=score, ema_decay=self.ema_decay
-        )
+        return from_loss(init, loss, sample, self.optimizer, score=score, ema_decay=self.ema_decay)
 
 
 def to_net(x: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -106,9 +104,7 @@ def to_net(x: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     return 2.0 * to_unit(x) - 1.0
 
 
-def augmented(
-    x: UInt8[Array, "n h w c"], key: jax.Array, factor: float
-) -> UInt8[Array, "n h w c"]:
+def augmented(x: UInt8[Array, "n h w c"], key: jax.Array, factor: float) -> UInt8[Array, "n h w c"]:
     """The images, warped `factor` times as strongly as the classical baseline does.
 
     The warps leak into the samples (a slanted digit is a digit); without them the encoder and

@@ -100,9 +100,7 @@ class DiscretizedLogistic:
         # log(sigmoid(upper) - sigmoid(lower)) without cancellation in either tail.
         width = 2.0 / 255.0 * inverse
         inside = (
-            jax.nn.log_sigmoid(upper)
-            + jax.nn.log_sigmoid(-lower)
-            + jnp.log(-jnp.expm1(-width))
+            jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + jnp.log(-jnp.expm1(-width))
         )
         value = jnp.where(
             x == 0,

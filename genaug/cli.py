@@ -1,0 +1,253 @@
+"""The commands.
+
+Exit codes: 0 done · 2 a mistake in the command, config or run folder · 3 data missing or bad ·
+4 training cannot go on · 130 stopped by Ctrl-C (the same command goes on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genaug import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from genaug.config import Experiment
+
+# Nothing heavier than argparse is imported at the top: --help answers at once.
+
+EPILOG = (
+    "Exit codes: 0 done, 2 a mistake in the command, config or run folder, 3 data missing or bad, "
+    "4 training cannot go on, 130 stopped by Ctrl-C (the same command goes on)."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="genaug",
+        description="Train a generative model on a small or unbalanced dataset, draw synthetic "
+        "examples, and measure whether they help.",
+        epilog=EPILOG,
+    )
+    top.add_argument("--version", action="version", version=f"genaug {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, **options: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=text, description=text, epilog=EPILOG, allow_abbrev=False, **options
+        )
+        made.add_argument("--quiet", action="store_true", help="print errors only")
+        return made
+
+    for name, text in (
+        ("run", "the main job: train, draw, filter, compare with the baselines, audit, report"),
+        ("train", "train an experiment's generator only"),
+    ):
+        sub = command(
+            name,
+            text,
+            usage=f"genaug {name} EXPERIMENT [--run-dir DIR] [--FIELD VALUE ...]\n"
+            f"       genaug {name} EXPERIMENT --help     every field of the experiment\n"
+            f"       genaug {name} --from-run DIR        the config of an earlier run",
+        )
+        sub.add_argument("experiment", nargs="?", help="a Python file with config()")
+        sub.add_argument("--run-dir", type=Path, help="where results go (default: runs/NAME)")
+        sub.add_argument("--from-run", type=Path, help="take the config of this run folder")
+    sample = command("sample", "draw images from a run folder's trained model")
+    sample.add_argument("run", type=Path, help="a run folder")
+    sample.add_argument("--class", dest="class_name", help="class name (default: all, in turn)")
+    sample.add_argument("--n", type=int, default=100, help="how many images (default 100)")
+    sample.add_argument("--out", type=Path, help="a folder of PNGs, or a file.npz")
+    sample.add_argument("--seed", type=int, default=0, help="another seed, other images")
+    sample.add_argument("--first", type=int, default=0, help="address of the first image")
+    sample.add_argument("--temperature", type=float, help="scale of the latent noise (default 1)")
+    sample.add_argument("--near", type=Path, metavar="IMAGE", help="draw variations of this image")
+    sample.add_argument("--toward", type=Path, metavar="IMAGE", help="with --near: interpolate")
+    evaluate = command("evaluate", "compare a synthetic set with a real one")
+    evaluate.add_argument("real", help="class folders, an .npz or a prepared dataset")
+    evaluate.add_argument("synthetic", help="the same kinds, or a run's synthetic/")
+    evaluate.add_argument(
+        "--holdout", help="real data the generator never saw (default: half of REAL)"
+    )
+    evaluate.add_argument("--image-size", type=int, help="bring images to this side first")
+    evaluate.add_argument("--channels", type=int, choices=(1, 3), help="gray or RGB")
+    evaluate.add_argument("--json", type=Path, help="write the numbers here too")
+    report = command("report", "write a run's report.html again")
+    report.add_argument("run", type=Path, help="a run folder")
+    data = command("data", "which datasets are here, and how to get what is not")
+    data.add_argument("what", choices=("list",))
+    command("doctor", "versions, devices, extras and data found")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options, rest = _split_help(arguments)
+    from genaug.types import UserError
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        commands = {
+            "run": _run,
+            "train": _run,
+            "sample": _sample,
+            "evaluate": _evaluate,
+            "report": _report,
+            "data": _data,
+            "doctor": _doctor,
+        }
+        return commands[options.command](options, rest)
+    except UserError as error:
+        from genaug.logs import plain
+
+        print(f"genaug: {plain(' '.join(str(error).split()))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ngenaug: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _split_help(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options of the command, and the rest: an experiment's fields, its --help among them."""
+    top = parser()
+    is_job = arguments[:1] in (["run"], ["train"])
+    wants_fields = is_job and any(not a.startswith("-") for a in arguments[1:2])
+    if wants_fields and any(a in ("-h", "--help") for a in arguments):
+        kept = [a for a in arguments if a not in ("-h", "--help")]
+        options, rest = top.parse_known_args(kept)
+        return options, [*rest, "--help"]
+    options, rest = top.parse_known_args(arguments)
+    if rest and not is_job:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options, rest
+
+
+def _start(options: argparse.Namespace) -> Console:
+    """Devices and compile cache, before JAX starts; the console."""
+    from genaug import parallel
+    from genaug.logs import make_console
+
+    parallel.use_cpu_cores_as_devices()
+    return make_console(options.quiet)
+
+
+def _experiment(options: argparse.Namespace, fields: list[str]) -> Experiment:
+    from genaug import config
+    from genaug.types import UserError
+
+    if (options.experiment is None) == (options.from_run is None):
+        raise UserError("Name an experiment file, or --from-run DIR (and not both).")
+    if options.from_run is None:
+        return config.override(config.load(options.experiment), fields)
+    from genaug.runs import read_json
+
+    return config.override(config.from_json(read_json(options.from_run / "config.json")), fields)
+
+
+def _run(options: argparse.Namespace, fields: list[str]) -> int:
+    console = _start(options)
+    experiment = _experiment(options, fields)
+    import jax
+
+    from genaug import job, runs
+    from genaug.logs import lock
+    from genaug.table import results_table
+    from genaug.train import check
+
+    check(experiment.train)
+    directory = options.run_dir or Path("runs") / experiment.name
+    runs.check_claim(directory, experiment)
+    began = time.monotonic()
+    device = jax.devices()[0]
+    console.print(
+        f"genaug {__version__} · {device.platform} x{jax.device_count()} · jax {jax.__version__} · "
+        f"run {directory} (seed {experiment.seed})"
+    )
+    existed = directory.exists()
+    try:
+        with lock(directory):
+            run = runs.prepare(experiment, directory)
+            if options.command == "train":
+                job.announce(run, console)
+                job.train(run, console)
+                console.print(f"trained: {directory}/checkpoints, {directory}/samples")
+            else:
+                results = job.run_job(run, console)
+                console.print()
+                console.print(results_table(results))
+                console.print(f"\n{results['verdict']['sentence']}\n")
+                console.print(f"Report   {directory}/report.html")
+                console.print(f"Sampler  {directory}/export/")
+    finally:
+        _remove_if_unused(directory, existed)
+    console.print(f"{time.monotonic() - began:.0f} s")
+    return 0
+
+
+def _remove_if_unused(directory: Path, existed: bool) -> None:
+    """Bad input leaves nothing behind, not even an empty run folder."""
+    if existed or not directory.is_dir() or any(p.name != ".lock" for p in directory.iterdir()):
+        return
+    (directory / ".lock").unlink(missing_ok=True)
+    directory.rmdir()
+    if directory.parent.name == "runs" and not any(directory.parent.iterdir()):
+        directory.parent.rmdir()
+
+
+def _sample(options: argparse.Namespace, _: list[str]) -> int:
+    console = _start(options)
+    from genaug.commands import sample
+
+    console.print(f"{sample(options)}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
+    console = _start(options)
+    from genaug.commands import evaluate
+    from genaug.evaluation.audit import to_json
+    from genaug.table import audit_table
+
+    results = to_json(evaluate(options))
+    console.print(audit_table(results))
+    if options.json:
+        from genaug.checkpoint import write_atomically
+
+        write_atomically(options.json, json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def _report(options: argparse.Namespace, _: list[str]) -> int:
+    from genaug.report import write_report
+
+    print(write_report(options.run))
+    return 0
+
+
+def _data(options: argparse.Namespace, _: list[str]) -> int:
+    from genaug.commands import data_list
+
+    print(data_list())
+    return 0
+
+
+def _doctor(options: argparse.Namespace, _: list[str]) -> int:
+    _start(options)
+    from genaug.commands import doctor
+
+    print(doctor())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

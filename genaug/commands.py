@@ -1,0 +1,212 @@
+"""What the smaller commands do: sample, evaluate, data list, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from genaug import export, report, runs
+from genaug.config import nearest_name
+from genaug.data import Data, Dataset, catalogue, load
+from genaug.data.folder import decode
+from genaug.data.raw import shape_image
+from genaug.evaluation import classifier
+from genaug.evaluation.audit import Labels, Result, audit
+from genaug.job import save_arrays
+from genaug.logs import plain
+from genaug.parallel import Mesh, make_mesh
+from genaug.sampling import make_sampler
+from genaug.types import UserError
+
+EXTRAS = {"demo": ("mlxtend", "imblearn"), "test": ("pytest", "beartype", "hypothesis", "ruff")}
+
+
+def sample(options: argparse.Namespace) -> str:
+    """Draw from a run's model into a folder of PNGs or an .npz; returns where they are."""
+    if options.n < 1 or options.first < 0:
+        raise UserError("--n must be at least 1 and --first at least 0.")
+    run = runs.open_run(options.run)
+    names = run.about_data["class_names"]
+    cond = _cond(options, run, names)
+    sampler = make_sampler(run.model, run.weights, run.mesh)
+    rows = sampler(jax.random.key(options.seed), cond)
+    out = options.out or options.run / "drawn"
+    if out.suffix == ".npz":
+        save_arrays(out, {**rows, "index": cond["index"], "class_names": np.array(names)})
+        return f"{options.n} images in {out}"
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: name another folder with --out.")
+    model_digest = export.digest(jax.device_get(run.weights))
+    for i, image in enumerate(rows["image"]):
+        name = names[rows["label"][i]] if "label" in rows else "images"
+        folder = out / _safe(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = PngImagePlugin.PngInfo()
+        provenance = {"seed": options.seed, "index": cond["index"][i], "model": model_digest}
+        for key, value in {"synthetic": "genaug", **provenance}.items():
+            text.add_text(key, str(value))
+        picture = Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
+        picture.save(folder / f"{cond['index'][i]:06d}.png", pnginfo=text)
+    report.write_grid(out / "grid.png", rows["image"][:100], columns=10)
+    return f"{options.n} images in {out}, the first of them in {out / 'grid.png'}"
+
+
+def _safe(name: str) -> str:
+    """A class name as a folder's name."""
+    return "".join(c if c.isalnum() or c in " .-_" else "_" for c in name).strip(" .") or "_"
+
+
+def _cond(options: argparse.Namespace, run: runs.Trained, names: list[str]) -> dict[str, Any]:
+    """The conditions that the options ask for, one row per image."""
+    count = options.n
+    labels = np.arange(options.first, options.first + count) % len(names)
+    if options.class_name is not None:
+        if options.class_name not in names:
+            raise UserError(
+                f"There is no class {options.class_name}."
+                f"{nearest_name(options.class_name, names)} Classes: {', '.join(names)}."
+            )
+        labels = np.full(count, names.index(options.class_name))
+    index = np.arange(options.first, options.first + count)
+    cond: dict[str, Any] = {"index": index.astype(np.int32), "label": labels.astype(np.int32)}
+    if options.temperature is not None:
+        if options.temperature < 0:
+            raise UserError(f"--temperature is {options.temperature}; it cannot be negative.")
+        cond["temperature"] = np.full(count, options.temperature, np.float32)
+    if options.toward is not None and options.near is None:
+        raise UserError("--toward needs --near: the image to start from.")
+    for name in ("near", "toward"):
+        path = getattr(options, name)
+        if path is not None:
+            image = _read_image(path, run.spec["image"].shape)
+            cond[name] = np.broadcast_to(image, (count, *image.shape))
+    if options.toward is not None:
+        cond["fraction"] = np.linspace(0.0, 1.0, count, dtype=np.float32)
+    return cond
+
+
+def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An image file in the shape that a model was trained on."""
+    height, _, channels = shape
+    image = shape_image(decode(path, 255), Data(image_size=height, channels=channels))
+    if image.shape != shape:
+        raise UserError(f"{path} becomes {image.shape} and the model draws {shape}: crop it first.")
+    return image
+
+
+def evaluate(options: argparse.Namespace) -> list[Result]:
+    """Likeness, variety and memorisation of a synthetic set."""
+
+    def read(source: str) -> Dataset:
+        return load(Data(source=source, image_size=options.image_size, channels=options.channels))
+
+    real, synthetic = read(options.real), read(options.synthetic)
+    _require_same_classes(real, synthetic, options.synthetic)
+    train, train_labels = _all(real)
+    if options.holdout:
+        held = read(options.holdout)
+        _require_same_classes(real, held, options.holdout)
+        holdout, holdout_labels = _all(held)
+    else:
+        # Without data that the generator never saw there is no null: half of REAL is the best left.
+        order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))
+        half = len(train) // 2
+        holdout, holdout_labels = train[order[half:]], train_labels[order[half:]]
+        train, train_labels = train[order[:half]], train_labels[order[:half]]
+    made, made_labels = _all(synthetic)
+    features, name = None, "pixels"
+    if len(real.class_names) > 1:
+        features, name = (
+            _classifier_features(train, train_labels, len(real.class_names)),
+            "classifier",
+        )
+    return audit(
+        train,
+        holdout,
+        made,
+        features=features,
+        feature_name=name,
+        labels=Labels(train_labels, holdout_labels, made_labels),
+        seed=0,
+    )
+
+
+def _all(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    arrays = dataset.arrays(np.arange(len(dataset)))
+    return arrays["image"], arrays["label"]
+
+
+def _require_same_classes(real: Dataset, other: Dataset, name: str) -> None:
+    if real.class_names != other.class_names:
+        raise UserError(
+            f"{name} has the classes {', '.join(map(plain, other.class_names))} and the real set "
+            f"{', '.join(map(plain, real.class_names))}: bring them to the same names."
+        )
+    if real.spec["image"].shape != other.spec["image"].shape:
+        raise UserError(
+            f"{name} holds images of shape {other.spec['image'].shape}, the real set "
+            f"{real.spec['image'].shape}: give --image-size and --channels."
+        )
+
+
+def _classifier_features(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Any:
+    """A classifier trained on the real training images alone, class-balanced and warped."""
+    from genaug.transforms.images import Strength, Warp
+
+    config, warp, mesh = classifier.Classifier(), Warp(), make_mesh(Mesh())
+    counts = np.bincount(labels, minlength=num_classes)
+    draws = 1.0 / (np.count_nonzero(counts) * counts[labels])
+    condition = classifier.Condition(
+        images,
+        labels,
+        np.cumsum(draws).astype(np.float32),
+        np.ones(num_classes, np.float32),
+        np.int32(config.num_steps),
+        Strength(*(np.float32(value) for value in warp.affine_elastic())),
+    )
+    program = classifier.trainer(config, num_classes, warp.smoothing, mesh)
+    trained = classifier.train_replicas(program, condition, images[:1], range(1), mesh)
+    return classifier.features(config, num_classes, trained.params)
+
+
+def data_list() -> str:
+    """Every dataset within reach, and how to get what is not."""
+    lines = []
+    for entry in catalogue():
+        state = "found" if entry.found else "not found"
+        lines.append(plain(f"{entry.name}  ({entry.kind}, {state})"))
+        for title, value in (
+            ("where", entry.where),
+            ("size", entry.size),
+            ("licence", entry.licence),
+            ("how", entry.how),
+        ):
+            if value:
+                lines.append(plain(f"    {title:8}{value}"))
+    return "\n".join(lines)
+
+
+def doctor() -> str:
+    """Versions, devices, extras, data: what a run would find."""
+    lines = [f"{name:16}{value}" for name, value in _flat(runs.environment())]
+    for extra, modules in EXTRAS.items():
+        missing = [m for m in modules if importlib.util.find_spec(m) is None]
+        state = f'missing {", ".join(missing)}: pip install "genaug[{extra}]"' if missing else "ok"
+        lines.append(f"{f'[{extra}]':16}{state}")
+    for entry in catalogue():
+        if entry.kind == "built-in":
+            lines.append(f"{entry.name:16}{'found' if entry.found else f'not found: {entry.how}'}")
+    return "\n".join(lines)
+
+
+def _flat(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for name, value in environment.items()
+    ]
