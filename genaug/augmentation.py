@@ -43,7 +43,7 @@ class Drawn(NamedTuple):
 
     images: Images
     labels: Int[np.ndarray, " n"]
-    index: Int[np.ndarray, " n"]  # the sample's address: `fold_in(key, index)` makes it again
+    address: Int[np.ndarray, " n"]  # the sample's index: `fold_in(key, index)` makes it again
     label_probability: Float[np.ndarray, " n"]  # by the judge, of the class asked for
     nearest_train: Float[np.ndarray, " n"]  # distance to the nearest training image, [0, 1] pixels
     nearest_train_row: Int[np.ndarray, " n"]
@@ -152,7 +152,7 @@ def _nothing(train: Images) -> Columns:
     return {
         "images": train[:0],
         "labels": whole,
-        "index": whole,
+        "address": whole,
         "label_probability": real,
         "nearest_train": real,
         "nearest_train_row": whole,
@@ -188,7 +188,7 @@ def _measure(
     return {
         "images": rows["image"],
         "labels": labels,
-        "index": index,
+        "address": index,
         "label_probability": judge(rows["image"])[np.arange(len(labels)), labels],
         "nearest_train": near.distance[:, 0].astype(np.float32),
         "nearest_train_row": near.index[:, 0].astype(np.int32),

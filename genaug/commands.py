@@ -157,7 +157,7 @@ def _require_same_classes(real: Dataset, other: Dataset, name: str) -> None:
 
 def _classifier_features(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Any:
     """A classifier trained on the real training images alone, class-balanced and warped."""
-    from genaug.transforms.images import Strength, Warp
+    from genaug.transforms.images import Warp
 
     config, warp, mesh = classifier.Classifier(), Warp(), make_mesh(Mesh())
     counts = np.bincount(labels, minlength=num_classes)
@@ -168,7 +168,7 @@ def _classifier_features(images: np.ndarray, labels: np.ndarray, num_classes: in
         np.cumsum(draws).astype(np.float32),
         np.ones(num_classes, np.float32),
         np.int32(config.num_steps),
-        Strength(*(np.float32(value) for value in warp.affine_elastic())),
+        warp.affine_elastic().as_arrays(),
     )
     program = classifier.trainer(config, num_classes, warp.smoothing, mesh)
     trained = classifier.train_replicas(program, condition, images[:1], range(1), mesh)

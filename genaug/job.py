@@ -17,9 +17,9 @@ from rich.console import Console
 from genaug import export, report
 from genaug.augmentation import Drawn, draw, wanted
 from genaug.data import batches, pipeline, write_examples
-from genaug.evaluation.audit import Labels, audit, to_json
 from genaug.evaluation import classifier
 from genaug.evaluation import study as studies
+from genaug.evaluation.audit import Labels, audit, to_json
 from genaug.evaluation.scores import classification_scores
 from genaug.logs import MetricLog, bar, plain, read_metrics
 from genaug.runs import Prepared, fraction_text, read_json, write_json
@@ -130,7 +130,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("wb") as file:
-        np.savez(file, **dict(arrays))
+        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -237,7 +237,7 @@ def _write_synthetic(run: Prepared, drawn: Drawn, model_digest: str) -> None:
                 "label": int(drawn.labels[i]),
                 "synthetic": True,
                 "seed": seed,
-                "index": int(drawn.index[i]),
+                "index": int(drawn.address[i]),
                 "model_digest": model_digest,
                 "label_probability": float(drawn.label_probability[i]),
                 "nearest_train_distance": float(drawn.nearest_train[i]),

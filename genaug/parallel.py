@@ -97,16 +97,14 @@ def compile_init(init: Callable[[jax.Array], State], mesh: jax.sharding.Mesh) ->
 
 def compile_steps(
     step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]], mesh: jax.sharding.Mesh
-) -> Callable[[State, Batch, jax.Array, jax.Array], tuple[State, Metrics]]:
+) -> Callable[[State, Batch, jax.Array, int], tuple[State, Metrics]]:
     """K steps as one program: `(state, stack of K batches, key, first step) -> (state, metrics)`.
 
     The state is donated. Step i draws its randomness from `fold_in(key, first + i)` and the
     metrics are means over the K steps.
     """
 
-    def run(
-        state: State, batches: Batch, key: jax.Array, first: jax.Array
-    ) -> tuple[State, Metrics]:
+    def run(state: State, batches: Batch, key: jax.Array, first: int) -> tuple[State, Metrics]:
         def one(state: State, step_and_batch: tuple[jax.Array, Batch]) -> tuple[State, Metrics]:
             index, batch = step_and_batch
             return step(state, batch, jax.random.fold_in(key, index))
@@ -126,7 +124,7 @@ def compile_steps(
 
 def compile_rows(
     function: Callable[[Weights, jax.Array, Batch], Any], mesh: jax.sharding.Mesh
-) -> Callable[[Weights, jax.Array, Batch], Any]:
+) -> Callable[..., Any]:
     """A function of rows, `(weights, key, rows) -> rows`, with its rows split over the devices."""
     whole, split = _replicated(mesh), _split(mesh)
     return jax.jit(function, in_shardings=(whole, whole, split), out_shardings=split)

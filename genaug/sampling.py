@@ -59,7 +59,7 @@ def make_scorer(
 
 
 def map_blocks(
-    function: Callable[[dict[str, np.ndarray]], Mapping[str, jax.Array]],
+    function: Callable[[dict[str, Any]], Mapping[str, jax.Array]],
     rows: Rows,
     block_size: int,
 ) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from genaug.evaluation.study import points
 from genaug.logs import plain
 
 COLUMNS = (
@@ -54,12 +55,12 @@ def results_table(results: Mapping[str, Any]) -> str:
     ]
     rows = [head]
     for arm in results["arms"]:
-        gain, low, high = (100 * value for value in arm["against_bar"][metric])
+        gain, low, high = (points(value) for value in arm["against_bar"][metric])
         rows.append(
             [
                 plain(arm["name"]),
                 *(spread(arm["test"][key]) for key, _ in columns),
-                "" if arm["name"] == results["bar"] else f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]",
+                "" if arm["name"] == results["bar"] else f"{gain} [{low}, {high}]",
                 marks.get(arm["name"], ""),
             ]
         )

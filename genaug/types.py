@@ -8,7 +8,7 @@ Everything else (trainer, checkpoints, sampling, evaluation, export) sees a fami
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -59,6 +59,7 @@ class GenerativeModel(NamedTuple):
     score: Callable[[Weights, Batch, jax.Array], Metrics]
 
 
+@runtime_checkable
 class ModelConfig(Protocol):
     """A family's frozen dataclass: hyper-parameters in, functions out."""
 

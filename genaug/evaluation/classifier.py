@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from genaug import parallel
 from genaug.nets import layers
@@ -60,11 +60,11 @@ class Net(nn.Module):
 class Condition(NamedTuple):
     """One arm: how a classifier's batches are drawn and weighted."""
 
-    images: UInt8[np.ndarray, "p h w c"] | Array
-    labels: Int[np.ndarray, p] | Array
-    cumulative: Float[np.ndarray, p] | Array  # of the draw probabilities; ends at 1
-    class_weights: Float[np.ndarray, k] | Array
-    num_steps: Int[np.ndarray, ""] | Array
+    images: Any  # uint8 [p, h, w, c]; NumPy's or JAX's, as all of these
+    labels: Any  # int32 [p]
+    cumulative: Any  # float32 [p], of the draw probabilities; ends at 1
+    class_weights: Any  # float32 [k]
+    num_steps: Any  # int32 []
     strength: transforms.Strength
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -132,9 +132,8 @@ def baseline_arms(pool: Pool, wanted: Int[np.ndarray, " k"], warp: Warp) -> list
     with_smote = (pool.origin <= 1) / (pool.origin <= 1).sum()
     balanced = balanced_draws(pool, wanted, 0.0)
 
-    def arm(name: str, draws: np.ndarray, **changes: object) -> Arm:
-        base = Arm(name, name, 0.0, draws, ones, 1, warp.none())
-        return base._replace(**changes)
+    def arm(name: str, draws: np.ndarray, **changes: Any) -> Arm:
+        return Arm(name, name, 0.0, draws, ones, 1, warp.none())._replace(**changes)
 
     return [
         arm("none", real),
@@ -175,7 +174,7 @@ def condition(arm: Arm, pool: Pool, num_steps: int) -> Condition:
         cumulative=np.cumsum(arm.draws).astype(np.float32),
         class_weights=arm.class_weights,
         num_steps=np.int32(num_steps * arm.lengthening),
-        strength=Strength(*(np.float32(value) for value in arm.strength)),
+        strength=arm.strength.as_arrays(),
     )
 
 
@@ -248,14 +247,19 @@ class Verdict(NamedTuple):
     sentence: str
 
 
+def points(difference: float) -> str:
+    """A difference of shares in points, signed, without a negative zero."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
+
+
 def verdict(comparison: Comparison, study: Study) -> Verdict:
     """Use generated data only where its whole interval against the bar is a gain."""
     candidate, bar = comparison.candidate, comparison.bar
     gain = comparison.against_bar[candidate.name][study.metric]
     words = study.metric.replace("_", " ")
     interval = (
-        f"{100 * gain.estimate:+.1f} points of {words} ({100 * study.level:g} % interval "
-        f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}) against {bar.name}, "
+        f"{points(gain.estimate)} points of {words} ({100 * study.level:g} % interval "
+        f"{points(gain.low)} to {points(gain.high)}) against {bar.name}, "
         "the best arm without a generator"
     )
     if gain.low > 0:

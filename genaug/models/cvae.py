@@ -16,6 +16,7 @@ Cond:  "index" int32 [n], "label" int32 [n], and the VAE's optional "temperature
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +50,10 @@ class CVAE:
             raise UserError("A CVAE needs class labels, and this dataset has none: use a VAE.")
         num_classes = label_spec.num_classes
         height, width, channels = spec["image"].shape
-        encoder = self.net.encoder(self.latent_dim)
-        decoder = self.net.decoder((height, width, channels), self.likelihood.outputs_per_value)
+        encoder: Any = self.net.encoder(self.latent_dim)
+        decoder: Any = self.net.decoder(
+            (height, width, channels), self.likelihood.outputs_per_value
+        )
 
         def one_hot(label: Int[Array, " n"]) -> Float[Array, "n k"]:
             return jax.nn.one_hot(label, num_classes)

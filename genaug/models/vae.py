@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,10 @@ class VAE:
     def make(self, spec: Spec) -> GenerativeModel:
         """The VAE of images shaped as `spec["image"]`."""
         height, width, channels = spec["image"].shape
-        encoder = self.net.encoder(self.latent_dim)
-        decoder = self.net.decoder((height, width, channels), self.likelihood.outputs_per_value)
+        encoder: Any = self.net.encoder(self.latent_dim)
+        decoder: Any = self.net.decoder(
+            (height, width, channels), self.likelihood.outputs_per_value
+        )
 
         def encode(variables: Variables, x: UInt8[Array, "n h w c"]) -> Posterior:
             return encoder.apply({"params": variables["params"]["encoder"]}, to_net(x))

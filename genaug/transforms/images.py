@@ -31,6 +31,10 @@ class Strength(NamedTuple):
     shift: Scalar = 0.0  # uniform in +- this share of the side
     elastic: Scalar = 0.0  # root-mean-square elastic displacement, share of the side
 
+    def as_arrays(self) -> Strength:
+        """float32 leaves: data to a compiled program, not constants of it."""
+        return Strength(*(jnp.float32(value) for value in self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Warp:
