@@ -135,13 +135,15 @@ def draw(
         candidates = _measure(sampler, key, index, labels, plan, judge, pixels)
         for c in np.flatnonzero(ask):
             of_class = _rows(candidates, labels == c)
-            verdicts = _verdicts(of_class, _rows(kept, kept["labels"] == c)["images"],
-                                 int(missing[c] - have[c]), filters.label, closeness[c], duplicate)  # fmt: skip
+            accepted = kept["images"][kept["labels"] == c]
+            room_left = int(missing[c] - have[c])
+            limits = _Limits(filters.label, float(closeness[c]), duplicate)
+            verdicts = _verdicts(of_class, accepted, room_left, limits)
             drawn[c] += len(verdicts)
             for name, counts in refused.items():
                 counts[c] += verdicts.count(name)
-            accepted = np.array([i for i, verdict in enumerate(verdicts) if not verdict], np.int64)
-            kept = _append(kept, _rows(of_class, accepted))
+            good = np.array([i for i, verdict in enumerate(verdicts) if not verdict], np.int64)
+            kept = _append(kept, _rows(of_class, good))
 
 
 Columns = dict[str, np.ndarray]
@@ -195,13 +197,17 @@ def _measure(
     }
 
 
+class _Limits(NamedTuple):
+    label: float | None
+    closeness: float
+    duplicate: float
+
+
 def _verdicts(
     candidates: Columns,
     accepted: Images,
     room: int,
-    label: float | None,
-    closeness: float,
-    duplicate: float,
+    limits: _Limits,
 ) -> list[str]:
     """For one class's candidates in order: why each is refused, "" if accepted; ends when full."""
     verdicts: list[str] = []
@@ -214,11 +220,13 @@ def _verdicts(
     ):
         if len(verdicts) - sum(map(bool, verdicts)) == room:
             break
-        if label is not None and probability < label:
+        if limits.label is not None and probability < limits.label:
             verdicts.append("label")
-        elif distance < closeness:
+        elif distance < limits.closeness:
             verdicts.append("closeness")
-        elif others and np.min(np.linalg.norm(np.stack(others) - pixels, axis=1)) < duplicate:
+        elif (
+            others and np.min(np.linalg.norm(np.stack(others) - pixels, axis=1)) < limits.duplicate
+        ):
             verdicts.append("duplicate")
         else:
             verdicts.append("")

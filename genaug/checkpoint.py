@@ -43,14 +43,17 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def save(directory: Path, step: int, state: State, *, keep: int = 2) -> None:
-    """Save a state as `directory/STEP`; older ones than the newest `keep` are removed."""
+    """Save a state as `directory/STEP`; of the others only the `keep - 1` before it stay."""
     path = directory / str(step)
     mark = directory / f"{step}.json"
     mark.unlink(missing_ok=True)
     directory.mkdir(parents=True, exist_ok=True)
-    ocp.save_pytree(path.absolute(), state, overwrite=True)
+    ocp.save(path.absolute(), state, overwrite=True)
     write_atomically(mark, json.dumps({"step": step, "files": _digests(path)}, indent=1))
-    for old in steps(directory)[:-keep]:
+    # Later steps are damaged ones that training fell back from: they must not count as kept.
+    saved = steps(directory)
+    earlier = [known for known in saved if known <= step]
+    for old in {*saved} - {*earlier[-keep:]}:
         (directory / f"{old}.json").unlink(missing_ok=True)
         shutil.rmtree(directory / str(old), ignore_errors=True)
 
@@ -63,7 +66,11 @@ def steps(directory: Path) -> list[int]:
 
 def damage(directory: Path, step: int) -> str | None:
     """The first file of a checkpoint that is not what was written, in words; None if whole."""
-    written = json.loads((directory / f"{step}.json").read_text(encoding="utf-8"))["files"]
+    try:
+        written = json.loads((directory / f"{step}.json").read_text(encoding="utf-8"))["files"]
+        written = dict(written)
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"{step}.json cannot be read"
     found = _digests(directory / str(step))
     for name in sorted(written.keys() | found.keys()):
         if name not in found:
@@ -87,7 +94,7 @@ def restore(directory: Path, abstract: State) -> tuple[State, int] | None:
             log.warning("checkpoint %s is damaged (%s): using an older one.", step, reason)
             continue
         _check_structure(directory / str(step), abstract)
-        return ocp.load_pytree((directory / str(step)).absolute(), abstract), step
+        return ocp.load((directory / str(step)).absolute(), abstract), step
     return None
 
 
@@ -102,7 +109,7 @@ def _leaves(tree: Any) -> dict[str, str]:
 
 
 def _check_structure(path: Path, abstract: State) -> None:
-    saved = _leaves(ocp.pytree_metadata(path.absolute()).metadata)
+    saved = _leaves(ocp.metadata(path.absolute()).metadata)
     wanted = _leaves(abstract)
     for name in sorted(saved.keys() | wanted.keys()):
         have, want = saved.get(name, "nothing"), wanted.get(name, "nothing")

@@ -151,7 +151,10 @@ def _experiment(options: argparse.Namespace, fields: list[str]) -> Experiment:
         return config.override(config.load(options.experiment), fields)
     from genaug.runs import read_json
 
-    return config.override(config.from_json(read_json(options.from_run / "config.json")), fields)
+    path = options.from_run / "config.json"
+    if not path.is_file():
+        raise UserError(f"{options.from_run} is no run folder: it has no config.json.")
+    return config.override(config.experiment_from_json(read_json(path), str(path)), fields)
 
 
 def _run(options: argparse.Namespace, fields: list[str]) -> int:
@@ -162,9 +165,8 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
     from genaug import job, runs
     from genaug.logs import lock
     from genaug.table import results_table
-    from genaug.train import check
 
-    check(experiment.train)
+    runs.check(experiment)
     directory = options.run_dir or Path("runs") / experiment.name
     runs.check_claim(directory, experiment)
     began = time.monotonic()
@@ -176,7 +178,7 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
     existed = directory.exists()
     try:
         with lock(directory):
-            run = runs.prepare(experiment, directory)
+            run = runs.prepare(experiment, directory, compare=options.command == "run")
             if options.command == "train":
                 job.announce(run, console)
                 job.train(run, console)

@@ -10,7 +10,9 @@ import importlib.util
 import io
 import json
 import re
+import traceback
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,16 +52,24 @@ def load(path: str) -> Experiment:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        make = getattr(module, "config", None)
+        experiment = make() if callable(make) else None
+    except UserError:
+        raise
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}.") from error
-    make = getattr(module, "config", None)
-    experiment = make() if callable(make) else None
+    except Exception as error:  # the user's own code
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)
+                 if f.filename == str(file)]  # fmt: skip
+        line = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{path}{line}: {type(error).__name__}: {error}.") from error
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} has no function config() that returns a genaug Experiment.")
     return experiment
 
 
 def nearest_name(name: str, known: list[str]) -> str:
+    """` Did you mean X?` for the known name that is most like a mistyped one, or nothing."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {close[0]}?" if close else ""
 
@@ -125,17 +135,20 @@ def _concrete(config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _captured(into: io.StringIO) -> typing.Iterator[None]:
+def _captured(into: io.StringIO) -> Iterator[None]:
     with contextlib.redirect_stderr(into), contextlib.redirect_stdout(into):
         yield
 
 
 def _one_line(box: str) -> str:
-    """What a parser's boxed message says, without the box."""
-    lines = (re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in box.splitlines())
-    text = " ".join(line for line in lines if line)
-    text = re.split(r"For full helptext", text)[0]
-    return re.sub(r"\s+", " ", text.replace("Parsing error", "")).strip()
+    """What a parser's boxed message says: a title, a ruling, the message, a ruling, the field."""
+    parts = re.split(r"[─-]{3,}", re.sub(r"[│╭╮╰╯]", " ", box))
+    texts = [" ".join(part.split()) for part in parts]
+    message = next((text for text in texts[1:] if text), " ".join(texts))
+    message = message.split(" Got errors: ")[0].rstrip(".")
+    field = re.search(r"Argument helptext:\s+(--.+)", box)  # its first line: flag and type
+    expected = re.sub(r"[│\s]+$| \(default.*", "", field[1]) if field else ""
+    return f"{message[:1].upper()}{message[1:]}." + (f" Expected: {expected}." if expected else "")
 
 
 def to_json(config: Any) -> Any:
@@ -169,7 +182,20 @@ def from_json(value: Any, where: str = "config") -> Any:
     for key in given:
         if key not in known:
             raise UserError(f"{where}: {name} has no field {key}.{nearest_name(key, known)}")
-    return kind(**{key: from_json(item, f"{where}.{key}") for key, item in given.items()})
+    made = {key: from_json(item, f"{where}.{key}") for key, item in given.items()}
+    try:
+        return kind(**made)
+    except TypeError:
+        missing = ", ".join(key for key in known if key not in given)
+        raise UserError(f"{where}: {name} needs a value for {missing}.") from None
+
+
+def experiment_from_json(value: Any, where: str) -> Experiment:
+    """The experiment that a config.json holds."""
+    experiment = from_json(value)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{where} holds no experiment: name the folder of a run.")
+    return experiment
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -32,7 +32,7 @@ from genaug.types import DataError, GenerativeModel, LabelSpec, Spec, Weights
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def named(weights: Weights) -> dict[str, jax.Array]:
+def named(weights: Weights) -> dict[str, Any]:
     """Weights as one flat dictionary, keys being paths joined by dots."""
     leaves = jax.tree_util.tree_flatten_with_path(weights)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
@@ -145,7 +145,7 @@ class Bundle:
 
 
 def load_sampler(directory: str | Path) -> Bundle:
-    """Read a bundle, its digests first. Raises DataError naming a file that is missing or altered."""
+    """Read a bundle, digests first. DataError names a file that is missing or altered."""
     directory = Path(directory)
     path = directory / "bundle.json"
     if not path.is_file():

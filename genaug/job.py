@@ -25,7 +25,7 @@ from genaug.logs import MetricLog, bar, plain, read_metrics
 from genaug.runs import Prepared, fraction_text, read_json, write_json
 from genaug.sampling import Sampler, make_sampler, make_scorer
 from genaug.train import Hook, fit
-from genaug.types import State, Weights
+from genaug.types import State, UserError, Weights
 
 JUDGE_ARM = "affine + elastic"
 """The arm whose classifiers check labels and give the features of `fd/classifier`."""
@@ -313,7 +313,7 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
     comparison = studies.compare(baselines, generative, arms.parts, judged, study)
 
     console.print("[5/5] audit and report")
-    audited = run_audit(run, drawn, arms.judge_params())
+    audited = run_audit(run, drawn, arms.judge_params(), console)
     results = assemble(run, drawn, baselines, generative, arms.parts, judged, comparison, audited)
     save_arrays(run.directory / "study" / "pictures.npz", pictures(run, drawn))
     write_json(run.directory / "results.json", results)
@@ -323,10 +323,13 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
         "verdict": results["verdict"],
     }
     export.write_bundle(run.directory / "export", run.model, weights, run.dataset.spec, about)
+    report.write_report(run.directory)
     return results
 
 
-def run_audit(run: Prepared, drawn: Drawn, judge_params: Any) -> list[dict[str, Any]]:
+def run_audit(
+    run: Prepared, drawn: Drawn, judge_params: Any, console: Console
+) -> list[dict[str, Any]]:
     """Likeness, variety and memorisation of the accepted samples, against held-out test images."""
     path = run.directory / "study" / "audit.json"
     if not path.is_file():
@@ -335,16 +338,20 @@ def run_audit(run: Prepared, drawn: Drawn, judge_params: Any) -> list[dict[str, 
         test = run.dataset.arrays(run.splits.test)
         config = run.experiment.study.classifier
         embed = classifier.features(config, len(run.dataset.class_names), judge_params)
-        found = audit(
-            train["image"],
-            test["image"],
-            drawn.images,
-            features=embed,
-            feature_name="classifier",
-            second=valid["image"],
-            labels=Labels(train["label"], test["label"], drawn.labels, valid["label"]),
-            seed=run.experiment.seed,
-        )
+        try:
+            found = audit(
+                train["image"],
+                test["image"],
+                drawn.images,
+                features=embed,
+                feature_name="classifier",
+                second=valid["image"],
+                labels=Labels(train["label"], test["label"], drawn.labels, valid["label"]),
+                seed=run.experiment.seed,
+            )
+        except UserError as error:  # Too few samples were kept: the verdict stands without it.
+            console.print(f"no audit: {error}")
+            found = []
         write_json(path, to_json(found))
     return read_json(path)
 

@@ -1,4 +1,4 @@
-"""What a run says while it works: a progress bar or log lines, metrics.jsonl, TensorBoard events."""
+"""What a run says while it works: a progress bar or lines, metrics.jsonl, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -137,8 +137,14 @@ def lock(directory: Path) -> Iterator[None]:
 
     from genaug.types import UserError
 
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be written to ({error.strerror}): use another --run-dir."
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -104,7 +104,9 @@ def compile_steps(
     metrics are means over the K steps.
     """
 
-    def run(state: State, batches: Batch, key: jax.Array, first: int) -> tuple[State, Metrics]:
+    def run(
+        state: State, batches: Batch, key: jax.Array, first: int | jax.Array
+    ) -> tuple[State, Metrics]:
         def one(state: State, step_and_batch: tuple[jax.Array, Batch]) -> tuple[State, Metrics]:
             index, batch = step_and_batch
             return step(state, batch, jax.random.fold_in(key, index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -14,11 +15,12 @@ import jax
 import numpy as np
 
 import genaug
-from genaug import checkpoint, parallel
+from genaug import checkpoint, parallel, train
 from genaug.checkpoint import write_atomically
-from genaug.config import Experiment, differences, from_json, to_json
+from genaug.config import Experiment, differences, experiment_from_json, to_json
 from genaug.data import Data, Dataset, Splits, load, split
 from genaug.export import spec_from_json, spec_to_json
+from genaug.logs import plain
 from genaug.types import DataError, GenerativeModel, Spec, UserError, Weights
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
@@ -67,18 +69,92 @@ def check_claim(directory: Path, experiment: Experiment) -> None:
                 f"{directory} belongs to a run of another config ({'; '.join(changed[:5])}): "
                 "use another --run-dir, or the config it was made with (--from-run)."
             )
+    elif directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: use another --run-dir.")
     elif directory.exists() and any(p.name != ".lock" for p in directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no run: use another --run-dir.")
 
 
-def prepare(experiment: Experiment, directory: Path) -> Prepared:
-    """Read the data, bind the model and claim the folder. Nothing is written on bad input."""
+def check(experiment: Experiment) -> None:
+    """Refuse values that no run can use, before data is read."""
+    train.check(experiment.train)
+    balance, filters, study = experiment.balance, experiment.filters, experiment.study
+    least: dict[str, tuple[float | None, float]] = {
+        "seed": (experiment.seed, 0),
+        "balance.per-class": (balance.per_class, 1),
+        "balance.max-draws": (balance.max_draws, 1),
+        "balance.temperature": (balance.temperature, 0),
+        "study.num-seeds": (study.num_seeds, 1),
+        "study.bootstrap-draws": (study.bootstrap_draws, 2),
+        "study.classifier.num-steps": (study.classifier.num_steps, 1),
+        "study.classifier.batch-size": (study.classifier.batch_size, 1),
+        "study.classifier.hidden": (study.classifier.hidden, 1),
+    }
+    for name, (value, low) in least.items():
+        if value is not None and not value >= low:
+            raise UserError(f"{name} is {value}; it must be at least {low}.")
+    shares: list[tuple[str, float | None]] = [
+        ("train.class-balance", experiment.train.class_balance),
+        ("filters.label", filters.label),
+        ("filters.closeness", filters.closeness),
+        ("filters.duplicate", filters.duplicate),
+        ("study.level", study.level),
+        *(("study.weights", weight) for weight in study.weights),
+    ]
+    for name, value in shares:
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{name} is {value}; it must lie from 0 to 1.")
+    if not study.weights or 0 in study.weights:
+        raise UserError("study.weights must name at least one share, each above 0.")
+    if study.level in (0, 1):
+        raise UserError(f"study.level is {study.level}; use a share between 0 and 1, as 0.95.")
+    if study.metric == "rare_recall" and not experiment.data.rare_classes:
+        raise UserError("study.metric rare_recall needs data.rare-classes: the classes it is of.")
+
+
+def check_comparable(dataset: Dataset, splits: Splits, model: GenerativeModel) -> None:
+    """Refuse at the start what the comparison would stop at after hours of training."""
+    if len(dataset.class_names) < 2:
+        raise DataError(
+            f"{plain(dataset.name)} has the class {plain(dataset.class_names[0])} alone, and a "
+            "comparison of classifiers needs two: add classes, or use `genaug train`."
+        )
+    for name, rows in (("valid", splits.valid), ("test", splits.test)):
+        if not len(rows):
+            raise UserError(
+                f"There are no images to compare arms on: use a --data.{name}-fraction above 0."
+            )
+    if importlib.util.find_spec("imblearn") is None:
+        raise UserError('The SMOTE arm needs imbalanced-learn: pip install "genaug[demo]".')
+    one = jax.ShapeDtypeStruct((1,), np.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    weights = jax.eval_shape(lambda key: model.weights(model.init(key)), key)
+    if "label" not in jax.eval_shape(model.sample, weights, key, {"index": one, "label": one}):
+        raise UserError(
+            "A balance plan needs a class-conditional family, and this one draws no labels: "
+            "use one that does (CVAE), or `genaug train` and `genaug sample`."
+        )
+
+
+def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) -> Prepared:
+    """Read the data, bind the model and claim the folder. Nothing is written on bad input.
+
+    compare: whether the run is to go on to the comparison after training.
+    """
+    check(experiment)
     check_claim(directory, experiment)
     mesh = parallel.make_mesh(experiment.mesh)
     parallel.check_batch_size(experiment.train.batch_size, mesh)
     dataset = load(experiment.data)
     splits = split(dataset, experiment.data)
+    if len(splits.train) < experiment.train.batch_size:
+        raise UserError(
+            f"train.batch-size is {experiment.train.batch_size}, but {plain(dataset.name)} has "
+            f"only {len(splits.train)} training images: use a smaller --train.batch-size."
+        )
     model = experiment.model.make(dataset.spec)
+    if compare:
+        check_comparable(dataset, splits, model)
     about = describe_data(dataset, splits)
     path = directory / "data.json"
     if path.is_file() and read_json(path) != about:
@@ -146,7 +222,8 @@ def open_run(directory: Path) -> Trained:
     """A run's trained model, without its data."""
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} is no run folder: it has no config.json.")
-    experiment = from_json(read_json(directory / "config.json"))
+    path = directory / "config.json"
+    experiment = experiment_from_json(read_json(path), str(path))
     about = read_json(directory / "data.json")
     spec = spec_from_json(about["spec"])
     model = experiment.model.make(spec)

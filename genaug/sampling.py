@@ -27,7 +27,7 @@ class Sampler:
     block_size: int
 
     def __call__(self, key: jax.Array, cond: Rows) -> dict[str, np.ndarray]:
-        """Draw one row per row of `cond`, which holds "index" int32 [n] and what the family reads."""
+        """One row per row of `cond`: "index" int32 [n], and what else the family reads."""
         count = len(cond["index"])
         for name, value in cond.items():
             if len(value) != count:

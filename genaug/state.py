@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from genaug.types import Batch, GenerativeModel, Metrics, Weights, no_score
 
@@ -86,7 +86,7 @@ class NetworkState:
     ema:       exponential moving average of `variables["params"]`, what sampling uses.
     """
 
-    step: Int[Array, ""]
+    step: Any  # int32 []; a template holds shapes instead of arrays, in every field
     variables: Variables
     ema: Params
     opt_state: optax.OptState
@@ -154,7 +154,7 @@ def from_loss(
         params = state.variables["params"]
         rest = {name: value for name, value in state.variables.items() if name != "params"}
         (value, (metrics, statistics)), grads = value_and_grad(params, rest, batch, key)
-        metrics = {"loss": value, **metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, statistics, transformation, ema_decay), metrics
 
     return GenerativeModel(

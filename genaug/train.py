@@ -92,7 +92,8 @@ def fit(
     run = parallel.compile_steps(model.step, mesh)
     pending: tuple[int, Any] | None = None
     stacks = _stacks(batches(start, config.num_steps), config.steps_per_call)
-    for first, stack in zip(range(start, config.num_steps, config.steps_per_call), stacks):
+    calls = range(start, config.num_steps, config.steps_per_call)
+    for first, stack in zip(calls, stacks, strict=True):
         state, metrics = run(state, parallel.split_rows(stack, mesh, axis=1), step_key, first)
         if pending:
             _report(*pending, log)

@@ -1,8 +1,9 @@
 """The contracts of the house: read this file first.
 
-A generative model is a handful of pure functions (`GenerativeModel`), as an Optax optimiser is two.
-A family's config is a frozen dataclass whose `make(spec)` binds the shapes and returns them.
-Everything else (trainer, checkpoints, sampling, evaluation, export) sees a family only through them.
+A generative model is a handful of pure functions (`GenerativeModel`), as an Optax optimiser is
+two. A family's config is a frozen dataclass whose `make(spec)` binds the shapes and returns
+them. Everything else (trainer, checkpoints, sampling, evaluation, export) sees a family only
+through them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class GenerativeModel(NamedTuple):
     sample:  `(Weights, key, cond) -> Batch`. `cond["index"]: int32[n]` is always there and row i
              depends only on `(weights, key, cond[i])`: its key is `fold_in(key, index[i])`.
              The rows have the keys, shapes, dtypes and units of the dataset's raw examples.
-    score:   `(Weights, Batch, key) -> Metrics`, values of shape [n] (elbo, nll); `no_score` if none.
+    score:   `(Weights, Batch, key) -> Metrics`, values of shape [n] (elbo, nll); or `no_score`.
     """
 
     init: Callable[[jax.Array], State]

@@ -80,12 +80,13 @@ def audit(
     """Measure likeness, variety and memorisation of `synthetic`, each beside its floor.
 
     Likeness and variety compare n synthetic with n held-out examples, in the space of `features`.
-    Their floor compares n of a second real set (the training set unless `second` is given) with the
-    same n held-out examples: two real sets at that very size, as these numbers are biased by 1/n. The held-out set is the reference, as nearness
-    to the training set is also had by copying it. If `features` was fitted to the training set the
-    floor is a little worse than for a network that saw neither. n is the length of the shortest
-    set; given `labels`, all three have the class counts of the synthetic set, as far as there are
-    real examples (`Result.meaning` names the classes that fall short).
+    Their floor compares n of a second real set (the training set unless `second` is given) with
+    the same n held-out examples: two real sets at that very size, as these numbers are biased by
+    1/n. The held-out set is the reference, as nearness to the training set is also had by copying
+    it. If `features` was fitted to the training set the floor is a little worse than for a
+    network that saw neither. n is the length of the shortest set; given `labels`, all three have
+    the class counts of the synthetic set, as far as there are real examples (`Result.meaning`
+    names the classes that fall short).
 
     Memorisation is measured on pixels: no network stands between a copy and its original.
 

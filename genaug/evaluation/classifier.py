@@ -106,7 +106,7 @@ def rate(step: Array, num_steps: Array, peak: float) -> Array:
 def trainer(
     config: Classifier, num_classes: int, smoothing: float, mesh: jax.sharding.Mesh
 ) -> Callable[..., tuple[Params, Float[Array, "s n k"]]]:
-    """The compiled program `((condition, images to judge), keys [s]) -> (params, probabilities)`."""
+    """The program `((condition, images to judge), keys [s]) -> (params, probabilities)`."""
     net = net_of(config, num_classes)
     optimizer = optax.chain(
         optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay), optax.scale(-1.0)

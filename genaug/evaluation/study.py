@@ -86,7 +86,7 @@ def with_generated(pool: Pool, images: Images, labels: Labels) -> Pool:
 
 
 def smote(images: Images, labels: Labels, wanted: Int[np.ndarray, " k"]) -> tuple[Images, Labels]:
-    """SMOTE (Chawla et al. 2002) on pixels: `wanted[c]` new images between neighbours of class c."""
+    """SMOTE (Chawla et al. 2002) on pixels: `wanted[c]` images between neighbours of class c."""
     try:
         from imblearn.over_sampling import SMOTE
     except ImportError:
