@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from genaug import export, report, runs
+from genaug import export, runs
 from genaug.config import nearest_name
 from genaug.data import Data, Dataset, catalogue, load
 from genaug.data.folder import decode
@@ -21,6 +21,7 @@ from genaug.evaluation.audit import Labels, Result, audit
 from genaug.job import save_arrays
 from genaug.logs import plain
 from genaug.parallel import Mesh, make_mesh
+from genaug.pictures import write_grid
 from genaug.sampling import make_sampler
 from genaug.types import UserError
 
@@ -53,7 +54,7 @@ def sample(options: argparse.Namespace) -> str:
             text.add_text(key, str(value))
         picture = Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
         picture.save(folder / f"{cond['index'][i]:06d}.png", pnginfo=text)
-    report.write_grid(out / "grid.png", rows["image"][:100], columns=10)
+    write_grid(out / "grid.png", rows["image"][:100], columns=10)
     return f"{options.n} images in {out}, the first of them in {out / 'grid.png'}"
 
 

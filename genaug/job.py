@@ -22,6 +22,7 @@ from genaug.evaluation import study as studies
 from genaug.evaluation.audit import Labels, audit, to_json
 from genaug.evaluation.scores import classification_scores
 from genaug.logs import MetricLog, bar, plain, read_metrics
+from genaug.pictures import write_grid
 from genaug.runs import Prepared, fraction_text, read_json, write_json
 from genaug.sampling import Sampler, make_sampler, make_scorer
 from genaug.train import Hook, fit
@@ -120,7 +121,7 @@ def _grids(run: Prepared, key: jax.Array) -> Callable[[int, State], None]:
     def call(step: int, state: State) -> None:
         sampler = make_sampler(run.model, run.model.weights(state), run.mesh)
         images = sampler(key, cond)["image"]
-        report.write_grid(run.directory / "samples" / f"step_{step:06d}.png", images, columns=10)
+        write_grid(run.directory / "samples" / f"step_{step:06d}.png", images, columns=10)
 
     return call
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page, image grids, curves.
+"""One self-contained HTML page.
 
 `write_report` turns a run folder into `report.html`. Python works out every number, text and
 position; the template lays them out. Charts are SVG with all coordinates in percent of the plot,
@@ -8,23 +8,23 @@ so that they fit any width while their text keeps its size.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 import re
 import shlex
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
+from genaug.charts import Axis, axis, change, dots, floats, line, mean_sd, number, points
 from genaug.checkpoint import write_atomically
 from genaug.evaluation.study import GENERATED
+from genaug.pictures import grid, png
 from genaug.types import UserError
 
 METRICS = {
@@ -66,31 +66,6 @@ _NO_SHARES = ("fd", "density")  # every other audit metric is a share, shown in 
 _UNPRINTABLE = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-
-
-def grid(images: UInt8[np.ndarray, "n h w c"], columns: int, scale: int = 1) -> Image.Image:
-    """Images in rows of `columns`, one pixel apart, each enlarged `scale` times."""
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 128, np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-
-
-def write_grid(path: Path, images: UInt8[np.ndarray, "n h w c"], columns: int) -> None:
-    """Write a grid as a PNG file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(grid(images, columns, scale=2)))
-
-
-def png(picture: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "png")
-    return buffer.getvalue()
 
 
 def write_report(directory: Path) -> Path:
@@ -155,91 +130,6 @@ def _short(name: str, length: int = 60) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-# Numbers in words.
-
-
-def number(value: Any, digits: int = 1, signed: bool = False) -> str:
-    """A number with a true minus; a dash for one that is missing, "0.0" rather than "-0.0"."""
-    if value is None or math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    rounded = round(value, digits) or 0.0  # no negative zero
-    return f"{rounded:{'+' if signed and rounded else ''},.{digits}f}".replace("-", "−")
-
-
-def points(values: Sequence[Any]) -> str:
-    """Scores of seeds, 0 to 1, as mean ± standard deviation in points."""
-    mean, sd = _mean_sd(values)
-    return number(mean) + ("" if math.isnan(sd) else f" ± {number(sd)}")
-
-
-def change(interval: Sequence[Any]) -> str:
-    """A difference with its interval, in points."""
-    estimate, low, high = (number(100 * v, signed=True) for v in _floats(interval))
-    return f"{estimate} ({low} to {high})"
-
-
-def _floats(values: Iterable[Any]) -> list[float]:
-    """JSON numbers; a missing one is NaN."""
-    return [math.nan if value is None else float(value) for value in values]
-
-
-def _mean_sd(values: Sequence[Any]) -> tuple[float, float]:
-    """Mean and standard deviation in points of the seeds that have a score."""
-    known = [100 * value for value in _floats(values) if not math.isnan(value)]
-    if not known:
-        return math.nan, math.nan
-    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
-
-
-# Charts.
-
-
-class Axis(NamedTuple):
-    """A range of values and where on the plot each lies."""
-
-    low: float
-    high: float
-
-    def at(self, value: float) -> float:
-        """Percent of the way from `low` to `high`."""
-        return round(100 * (value - self.low) / (self.high - self.low), 2)
-
-    def ticks(self, about: int = 5, signed: bool = False) -> list[tuple[float, str]]:
-        """Positions and labels of round values."""
-        raw = (self.high - self.low) / about
-        power = 10.0 ** math.floor(math.log10(raw))
-        step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.999 * raw)
-        digits = max(0, -math.floor(math.log10(step) + 1e-9))
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        values = [i * step for i in range(first, last + 1)]
-        return [(self.at(value), number(value, digits, signed)) for value in values]
-
-
-def axis(values: Iterable[float]) -> Axis:
-    """An axis that holds all values that are finite, with a little room at both ends."""
-    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    low, high = min(known), max(known)
-    room = 0.06 * (high - low) or max(0.01 * abs(low), 0.5)
-    return Axis(low - room, high + room)
-
-
-def _line(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
-    """The `points` of an SVG polyline, y upwards; values that are not finite are left out."""
-    known = [(x.at(a), round(100 - y.at(b), 2)) for a, b in points if math.isfinite(b)]
-    return " ".join(f"{a:g},{b:g}" for a, b in known)
-
-
-def _dots(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> list[tuple[float, float]]:
-    """Positions of the points that lie on the plot."""
-    inside = [(a, b) for a, b in points if y.low <= b <= y.high]
-    return [(x.at(a), round(100 - y.at(b), 2)) for a, b in inside]
-
-
-# What the sections show.
-
-
 def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
     """Name, data, verdict and the numbers behind it."""
     data, metric = results["data"], results["metric"]
@@ -268,7 +158,7 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
         "candidate": arms[results["candidate"]],
         "gain": [
             number(100 * v, signed=True)
-            for v in _floats(arms[results["candidate"]]["against_bar"][metric])
+            for v in floats(arms[results["candidate"]]["against_bar"][metric])
         ],
         "level": number(100 * results["level"], 0),
         "num_seeds": results["num_seeds"],
@@ -294,7 +184,7 @@ def _role(name: str, results: Mapping[str, Any]) -> str:
 def _differences(results: Mapping[str, Any]) -> dict[str, list[float]]:
     """Arm -> difference to the bar, low, high, in points of the chosen metric; the best first."""
     found = {
-        arm["name"]: [100 * v for v in _floats(arm["against_bar"][results["metric"]])]
+        arm["name"]: [100 * v for v in floats(arm["against_bar"][results["metric"]])]
         for arm in results["arms"]
     }
     return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1][0], nan=-1e9)))
@@ -351,7 +241,7 @@ def _without(family: str, results: Mapping[str, Any]) -> dict[str, Any] | None:
     if family == GENERATED:
         return next((arm for arm in arms if arm["name"] == "oversampling"), None)
     affine = [arm for arm in arms if arm["name"].startswith("affine")]
-    return max(affine, key=lambda a: _mean_sd(a["valid"][results["metric"]])[0], default=None)
+    return max(affine, key=lambda a: mean_sd(a["valid"][results["metric"]])[0], default=None)
 
 
 def _sweeps(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -362,7 +252,7 @@ def _sweeps(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         arms = [arm for arm in results["arms"] if arm["family"] == family]
         arms = [first] * bool(first) + sorted(arms, key=lambda arm: arm["weight"])
         scores = {
-            split: [(arm["weight"], *_mean_sd(arm[split][results["metric"]])) for arm in arms]
+            split: [(arm["weight"], *mean_sd(arm[split][results["metric"]])) for arm in arms]
             for split in ("valid", "test")
         }
         known = [(w, mean, np.nan_to_num(sd)) for s in scores.values() for w, mean, sd in s]
@@ -373,8 +263,8 @@ def _sweeps(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             upper = [(w, mean + np.nan_to_num(sd)) for w, mean, sd in rows]
             lower = [(w, mean - np.nan_to_num(sd)) for w, mean, sd in reversed(rows)]
             middle = [(w, mean) for w, mean, _ in rows]
-            series.append({"kind": split, "line": _line(middle, x, y), "dots": _dots(middle, x, y),
-                           "band": _line(upper + lower, x, y)})  # fmt: skip
+            series.append({"kind": split, "line": line(middle, x, y), "dots": dots(middle, x, y),
+                           "band": line(upper + lower, x, y)})  # fmt: skip
         weight = next(arm["weight"] for arm in arms if arm["name"] == chosen)
         charts.append(
             {
@@ -440,8 +330,8 @@ def _audit(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     def row(entry: Mapping[str, Any]) -> dict[str, Any]:
         base = entry["name"].partition("/")[0]
-        value, low, high = _floats(entry[key] for key in ("value", "low", "high"))
-        (floor,) = _floats([entry["floor"]])
+        value, low, high = floats(entry[key] for key in ("value", "low", "high"))
+        (floor,) = floats([entry["floor"]])
         unit = 1 if base in _NO_SHARES else 100
         digits = 2 if base == "density" else 1
         worse = {"lower": low > floor, "higher": high < floor}.get(entry["better"])
@@ -473,9 +363,9 @@ def _sentences(text: str) -> list[str]:
 def _curves(training: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A chart for each value of the training log, with its validation value where there is one."""
     found: dict[str, list[tuple[float, float]]] = {}
-    for line in training:
-        for key in line.keys() - {"step"}:
-            found.setdefault(key, []).append((float(line["step"]), _floats([line[key]])[0]))
+    for entry in training:
+        for key in entry.keys() - {"step"}:
+            found.setdefault(key, []).append((float(entry["step"]), floats([entry[key]])[0]))
     names = {key.removeprefix("valid_") for key in found}
     last = max((line["step"] for line in training), default=0)
     x = Axis(0.0, float(last or 1))
@@ -489,8 +379,8 @@ def _curves(training: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         series = []
         for kind, all_points in lines.items():
             some = all_points[:: max(1, len(all_points) // 200)]
-            series.append({"kind": kind, "line": _line(some, x, y), "band": "",
-                           "dots": _dots(some, x, y) if kind == "valid" else []})  # fmt: skip
+            series.append({"kind": kind, "line": line(some, x, y), "band": "",
+                           "dots": dots(some, x, y) if kind == "valid" else []})  # fmt: skip
         title = name.replace("_", " ")
         charts.append({"title": title, "x": x.ticks(3), "y": y.ticks(), "mark": None,
                        "note": _best_step(name, lines["valid"]),

@@ -10,7 +10,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from genaug.report import Axis, change, grid, number, points, write_report
+from genaug.charts import Axis, change, number, points
+from genaug.pictures import grid
+from genaug.report import write_report
 from genaug.types import UserError
 
 NASTY = ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "\x1b[31mred\x07"]
