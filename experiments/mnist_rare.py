@@ -23,7 +23,7 @@ def config() -> Experiment:
     return Experiment(
         name="mnist_rare",
         data=Data(source="mnist5k", rare_classes=("2", "5", "8"), rare_count=12),
-        # At beta 1 the latents say the digit and the label is ignored; see CHANGELOG for figures.
+        # At beta 1 the latents say which digit it is and the decoder ignores the label.
         model=CVAE(latent_dim=10, beta=2.0, augment=0.25),
         train=Train(num_steps=3000, class_balance=0.5),
         balance=Balance(per_class=300),

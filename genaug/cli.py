@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("run", "the main job: train, draw, filter, compare with the baselines, audit, report"),
         ("train", "train an experiment's generator only"),
-    ):
+    ):  # EXPERIMENT, a Python file with config(), is taken off the rest: fields have values too
         sub = command(
             name,
             text,
@@ -58,7 +58,6 @@ def parser() -> argparse.ArgumentParser:
             f"       genaug {name} EXPERIMENT --help     every field of the experiment\n"
             f"       genaug {name} --from-run DIR        the config of an earlier run",
         )
-        sub.add_argument("experiment", nargs="?", help="a Python file with config()")
         sub.add_argument("--run-dir", type=Path, help="where results go (default: runs/NAME)")
         sub.add_argument("--from-run", type=Path, help="take the config of this run folder")
     sample = command("sample", "draw images from a run folder's trained model")
@@ -125,11 +124,21 @@ def _split_help(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if wants_fields and any(a in ("-h", "--help") for a in arguments):
         kept = [a for a in arguments if a not in ("-h", "--help")]
         options, rest = top.parse_known_args(kept)
+        options, rest = _with_experiment(options, rest)
         return options, [*rest, "--help"]
     options, rest = top.parse_known_args(arguments)
     if rest and not is_job:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
-    return options, rest
+    return _with_experiment(options, rest)
+
+
+def _with_experiment(
+    options: argparse.Namespace, rest: list[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The experiment is what stands before the first field: `run EXPERIMENT --FIELD VALUE`."""
+    named = rest[:1] if rest and not rest[0].startswith("-") else []
+    options.experiment = named[0] if named else None
+    return options, rest[len(named) :]
 
 
 def _start(options: argparse.Namespace) -> Console:

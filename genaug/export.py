@@ -30,6 +30,7 @@ from genaug.checkpoint import write_atomically
 from genaug.types import DataError, GenerativeModel, LabelSpec, Spec, Weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+FILES = ("sampler.stablehlo", "weights.safetensors")
 
 
 def named(weights: Weights) -> dict[str, Any]:
@@ -150,12 +151,16 @@ def load_sampler(directory: str | Path) -> Bundle:
     path = directory / "bundle.json"
     if not path.is_file():
         raise DataError(f"{directory} is no sampler bundle: it has no bundle.json.")
-    description = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        digests = {name: description["files"][name] for name in FILES}
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path} is damaged: export the bundle again from its run.") from None
     content = {}
-    for name in ("sampler.stablehlo", "weights.safetensors"):
+    for name, expected in digests.items():
         file = directory / name
         content[name] = file.read_bytes() if file.is_file() else b""
-        if hashlib.sha256(content[name]).hexdigest() != description["files"][name]:
+        if hashlib.sha256(content[name]).hexdigest() != expected:
             state = "has been altered" if file.is_file() else "is missing"
             raise DataError(f"{file} {state}: export the bundle again from its run.")
     return Bundle(

@@ -112,7 +112,7 @@ def apply_gradients(
 ) -> NetworkState:
     """One optimiser step, and one of the EMA.
 
-    The decay starts at 1/11 and grows to `ema_decay` as (1 + step) / (10 + step), so that the
+    The decay starts at 1/10 and grows to `ema_decay` as (1 + step) / (10 + step), so that the
     average of a short run is not dominated by its initial values.
     """
     params = state.variables["params"]

@@ -23,6 +23,7 @@ from genaug.types import UserError
 
 Images = UInt8[np.ndarray, "n h w c"]
 Labels = Int[np.ndarray, " n"]
+More = tuple[UInt8[np.ndarray, "m h w c"], Int[np.ndarray, " m"]]  # images and labels
 Probabilities = Float[np.ndarray, "s n k"]
 
 GENERATED = "generated"
@@ -64,7 +65,7 @@ class Arm(NamedTuple):
     strength: Strength
 
 
-def make_pool(real: Images, labels: Labels, smote: tuple[Images, Labels], capacity: int) -> Pool:
+def make_pool(real: Images, labels: Labels, smote: More, capacity: int) -> Pool:
     """Real and SMOTE images, and room for `capacity` generated ones: one shape for every arm."""
     empty = np.zeros((capacity, *real.shape[1:]), np.uint8)
     parts = [(real, labels), smote, (empty, np.zeros(capacity, np.int32))]
@@ -85,7 +86,7 @@ def with_generated(pool: Pool, images: Images, labels: Labels) -> Pool:
     return filled
 
 
-def smote(images: Images, labels: Labels, wanted: Int[np.ndarray, " k"]) -> tuple[Images, Labels]:
+def smote(images: Images, labels: Labels, wanted: Int[np.ndarray, " k"]) -> More:
     """SMOTE (Chawla et al. 2002) on pixels: `wanted[c]` images between neighbours of class c."""
     try:
         from imblearn.over_sampling import SMOTE
@@ -111,7 +112,7 @@ def balanced_draws(
     """Every class as often as after the balance plan; `weight` of it generated where there is some.
 
     A class's share is its real count plus what the plan wants for it. With weight 0 that is
-    random oversampling.
+    random oversampling. What a class without any real image lacks goes to the others.
     """
     counts = np.bincount(pool.labels[pool.origin == 0], minlength=len(wanted))
     generated = np.bincount(pool.labels[pool.origin == 2], minlength=len(wanted))
@@ -120,7 +121,8 @@ def balanced_draws(
     mass = np.zeros((4, len(wanted)))
     mass[0] = share * (1 - of_generated) / np.maximum(counts, 1)
     mass[2] = share * of_generated / np.maximum(generated, 1)
-    return mass[pool.origin, pool.labels]
+    draws = mass[pool.origin, pool.labels]
+    return draws / draws.sum()
 
 
 def baseline_arms(pool: Pool, wanted: Int[np.ndarray, " k"], warp: Warp) -> list[Arm]:

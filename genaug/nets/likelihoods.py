@@ -88,7 +88,9 @@ class DiscretizedLogistic:
     outputs_per_value: ClassVar[int] = 2
 
     def _mean_and_log_scale(self, outputs: Outputs) -> tuple[Values, Values]:
-        return jnp.tanh(outputs[..., 0]), jnp.maximum(outputs[..., 1] - 2.0, self.min_log_scale)
+        # A scale of 1000 is as flat as any; from e^88 on the width of a level would round to zero.
+        log_scale = jnp.clip(outputs[..., 1] - 2.0, self.min_log_scale, 7.0)
+        return jnp.tanh(outputs[..., 0]), log_scale
 
     def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
         """Log-probability of the bytes, summed over values; the end levels take the tails."""

@@ -1,0 +1,163 @@
+"""The command line: help without JAX, one clean line for every mistake, exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny_run import files, tiny
+
+from genaug import cli, config
+
+pytest_plugins = ["tiny_run"]
+
+COMMANDS = ["run", "train", "sample", "evaluate", "report", "data", "doctor"]
+HEAVY = ("jax", "flax", "numpy", "tyro", "rich", "PIL", "optax", "tensorflow_datasets")
+
+PROBE = """
+import sys
+from genaug import cli
+for arguments in {calls!r}:
+    try:
+        cli.main(arguments)
+    except SystemExit as stop:
+        assert stop.code == 0, (arguments, stop.code)
+    else:
+        raise AssertionError(arguments)
+    print("loaded:", [m for m in {heavy!r} if m in sys.modules])
+"""
+
+
+def test_help_answers_without_importing_anything_heavy():
+    calls = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+    probe = PROBE.format(calls=calls, heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = [line for line in done.stdout.splitlines() if line.startswith("loaded:")]
+    assert loaded == ["loaded: []"] * len(calls)
+    for name in COMMANDS:
+        assert f"usage: genaug {name}" in done.stdout
+    assert done.stdout.count("Exit codes: 0 done") == len(calls) - 1
+
+
+def test_an_experiments_help_lists_nested_fields_with_types_and_defaults(
+    run_cli, experiment_file, capsys
+):
+    for order in ((experiment_file, "--help"), (experiment_file, "-h", "--seed", "1")):
+        with pytest.raises(SystemExit) as stop:
+            run_cli("run", *order)
+        assert stop.value.code == 0
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "--model.latent-dim INT (default: 4)" in text
+        assert "--data.rare-classes [STR [STR ...]]" in text
+        assert "--study.classifier.learning-rate FLOAT" in text
+        assert "--balance.per-class {None}|INT" in text
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["runn"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'runn'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "report", "data", "doctor"])
+def test_an_unknown_option_of_a_small_command_is_refused(command, capsys):
+    values = {"sample": ["x"], "evaluate": ["x", "y"], "report": ["x"], "data": ["list"]}
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, *values.get(command, []), "--frobnicate"])
+    assert stop.value.code == 2
+    assert "--frobnicate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (["--model.latent-dmi", "3"], "no field --model.latent-dmi. Did you mean --model.latent-"),
+        (["--train.nm-steps=3"], "Did you mean --train.num-steps?"),
+        (["--model.latent-dim", "abc"], "'abc'. Expected: --model.latent-dim INT."),
+        (["--study.metric", "beauty"], "Invalid choice 'beauty' for argument '--study.metric'"),
+        (["--seed"], "Missing value for argument '--seed'"),
+        (["--seed", "1", "2"], "Unrecognized options: 2."),
+        (["stray"], "Unrecognized options: stray."),
+        (["--data.image-size", "x"], "from ['x']. Expected: --data.image-size {None}|INT."),
+        (["--model.net.hidden", "3", "x"], "['3', 'x']. Expected: --model.net.hidden [INT"),
+    ],
+)
+def test_a_wrong_field_is_one_clean_line_and_nothing_is_written(
+    run_cli, experiment_file, tmp_path, capsys, monkeypatch, fields, words
+):
+    monkeypatch.chdir(tmp_path)
+    before = files(tmp_path)
+    assert run_cli("run", experiment_file, *fields) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("genaug: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not any(mark in error for mark in ("--- ", "───", "│", "  "))
+    assert files(tmp_path) - {n for n in files(tmp_path) if "__pycache__" in n} == before
+
+
+@pytest.mark.parametrize("extra", [[], ["EXPERIMENT", "--from-run", "x"]])
+def test_an_experiment_or_from_run_and_not_both(run_cli, experiment_file, extra, capsys):
+    arguments = [experiment_file if a == "EXPERIMENT" else a for a in extra]
+    assert run_cli("run", *arguments) == 2
+    assert "Name an experiment file, or --from-run DIR" in capsys.readouterr().err
+
+
+def test_from_run_takes_the_config_of_a_run_and_its_fields_can_be_changed(
+    run_cli, finished, tmp_path, monkeypatch
+):
+    prepared = []
+
+    def stop_there(experiment, directory, **options):
+        prepared.append(experiment)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("genaug.runs.prepare", stop_there)
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("run", "--from-run", finished, "--quiet") == 130
+    assert run_cli("run", "--from-run", finished, "--model.latent-dim", "7", "--quiet") == 130
+    assert prepared[0] == tiny()
+    assert prepared[1].model.latent_dim == 7
+    assert not (tmp_path / "runs").exists()  # what held nothing but the lock is taken away
+
+
+def test_ctrl_c_exits_130_and_says_that_the_command_goes_on(monkeypatch, capsys):
+    def interrupted(options, rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_doctor", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert "genaug: stopped; the same command goes on from here." in capsys.readouterr().err
+
+
+def test_quiet_prints_nothing(run_cli, finished, tmp_path, capsys):
+    assert run_cli("sample", finished, "--n", "2", "--out", tmp_path / "a.npz", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_says_what_it_does(run_cli, finished_copy, experiment_file, capsys):
+    assert run_cli("run", experiment_file, "--run-dir", finished_copy) == 0
+    out = capsys.readouterr().out
+    sentence = json.loads((finished_copy / "results.json").read_text())["verdict"]["sentence"]
+    for words in ("jax", "digits, 1,797 images of 10 classes", "kept", sentence, "report.html"):
+        assert words in out
+    assert "\x1b" not in out  # no colours where there is no terminal
+
+
+def test_a_message_from_data_cannot_move_the_cursor(run_cli, tmp_path, capsys):
+    assert run_cli("run", tmp_path / "a\x1b[31m\nb.py") == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert error.count("\n") == 1
+
+
+def test_the_flags_are_those_of_the_help(experiment_file, capsys):
+    with pytest.raises(SystemExit):
+        config.override(tiny(), ["--help"])
+    text = capsys.readouterr().out
+    missing = [flag for flag in config.flags(tiny()) if flag not in text]
+    assert missing == []

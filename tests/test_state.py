@@ -1,0 +1,217 @@
+"""Updates, averages and schedules, against NumPy; buffers that can be given away."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genaug import parallel
+from genaug.state import SGD, Adam, apply_gradients, create, from_loss
+from genaug.types import no_score
+
+W = np.array([0.5, -1.0, 2.0], np.float32)
+X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+Y = np.random.default_rng(1).normal(size=8).astype(np.float32)
+BATCH = {"x": jnp.asarray(X), "y": jnp.asarray(Y)}
+
+
+def init(key):
+    del key
+    return {"params": {"w": jnp.asarray(W), "b": jnp.zeros(())}}
+
+
+def loss(variables, batch, key):
+    del key
+    params = variables["params"]
+    error = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return jnp.mean(error**2), ({"mean_error": jnp.mean(error)}, {})
+
+
+def sample(weights, key, cond):
+    del weights, key
+    return cond
+
+
+def gradient(w, b):
+    """The loss's gradient by hand."""
+    error = X.astype(np.float64) @ w + b - Y
+    return 2 * X.T @ error / len(X), 2 * error.mean()
+
+
+def model_of(optimizer, **changes):
+    return from_loss(init, loss, sample, optimizer, **changes)
+
+
+def trained(optimizer, num_steps, **changes):
+    """The state and metrics after each step."""
+    model = model_of(optimizer, **changes)
+    key = jax.random.key(0)
+    state, history = model.init(key), []
+    step = jax.jit(model.step)
+    for _ in range(num_steps):
+        state, metrics = step(state, BATCH, key)
+        history.append((state, metrics))
+    return history
+
+
+def test_an_sgd_step_is_the_hand_computed_one(key):
+    [(state, metrics)] = trained(SGD(learning_rate=0.1), 1)
+    grad_w, grad_b = gradient(W, 0.0)
+    params = state.variables["params"]
+    np.testing.assert_allclose(params["w"], W - 0.1 * grad_w, rtol=1e-5)
+    np.testing.assert_allclose(params["b"], -0.1 * grad_b, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.mean((X @ W - Y) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["mean_error"], np.mean(X @ W - Y), rtol=1e-4)
+    norm = np.sqrt(np.sum(grad_w**2) + grad_b**2)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+
+
+def test_momentum_accumulates_gradients():
+    history = trained(SGD(learning_rate=0.05, momentum=0.9), 3)
+    w, b, trace_w, trace_b = W.astype(np.float64), 0.0, 0.0, 0.0
+    for state, _ in history:
+        grad_w, grad_b = gradient(w, b)
+        trace_w, trace_b = grad_w + 0.9 * trace_w, grad_b + 0.9 * trace_b
+        w, b = w - 0.05 * trace_w, b - 0.05 * trace_b
+        np.testing.assert_allclose(state.variables["params"]["w"], w, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_is_the_papers_with_decoupled_decay(weight_decay):
+    rate, b1, b2 = 0.05, 0.8, 0.99
+    optimizer = Adam(learning_rate=rate, b1=b1, b2=b2, weight_decay=weight_decay)
+    flat, m, v = np.append(W, 0.0).astype(np.float64), np.zeros(4), np.zeros(4)
+    for t, (state, _) in enumerate(trained(optimizer, 5), start=1):
+        grad = np.append(*gradient(flat[:3], flat[3]))
+        m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad**2
+        step = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + 1e-8)
+        flat = flat - rate * (step + weight_decay * flat)
+        params = state.variables["params"]
+        np.testing.assert_allclose(np.append(params["w"], params["b"]), flat, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [0.1, 1e6])
+def test_gradients_are_clipped_to_a_global_norm(norm):
+    [(state, metrics)] = trained(SGD(learning_rate=1.0, clip_norm=norm), 1)
+    grad = np.append(*gradient(W, 0.0))
+    kept = grad * min(1.0, norm / np.linalg.norm(grad))
+    params = state.variables["params"]
+    moved = np.append(W, 0.0) - np.append(params["w"], params["b"])
+    np.testing.assert_allclose(moved, kept, rtol=1e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(grad), rtol=1e-5)
+
+
+def rates(optimizer, num_steps):
+    """The learning rate of each step: by how much a constant gradient of one moves a parameter."""
+    transformation = optimizer.make()
+    state = create({"params": jnp.zeros(())}, transformation)
+    position = [0.0]
+    for _ in range(num_steps):
+        state = apply_gradients(state, jnp.ones(()), {}, transformation, 0.9)
+        position.append(float(state.variables["params"]))
+    return -np.diff(position)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_schedules_warm_up_from_zero_and_end_at_zero(kind):
+    constant = rates(kind(learning_rate=0.1), 4)
+    np.testing.assert_allclose(constant, 0.1, rtol=1e-4)
+    warm = rates(kind(learning_rate=0.1, warmup_steps=4), 7)
+    np.testing.assert_allclose(warm, [0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-4, atol=1e-6)
+    cosine = rates(kind(learning_rate=0.1, decay_steps=8), 10)
+    want = [0.05 * (1 + np.cos(np.pi * min(t, 8) / 8)) for t in range(10)]
+    np.testing.assert_allclose(cosine, want, rtol=1e-4, atol=1e-6)
+    both = rates(kind(learning_rate=0.1, warmup_steps=2, decay_steps=6), 8)
+    want = [0, 0.05, *(0.05 * (1 + np.cos(np.pi * t / 4)) for t in range(5)), 0]
+    np.testing.assert_allclose(both, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ema_decay", [0.3, 0.999])
+def test_the_average_follows_its_schedule(ema_decay):
+    ema = W.astype(np.float64)
+    for t, (state, _) in enumerate(trained(SGD(), 8, ema_decay=ema_decay)):
+        decay = min(ema_decay, (1 + t) / (10 + t))
+        ema = decay * ema + (1 - decay) * np.asarray(state.variables["params"]["w"])
+        np.testing.assert_allclose(state.ema["w"], ema, rtol=1e-5)
+
+
+def test_weights_are_the_average_and_the_statistics():
+    def with_statistics(variables, batch, key):
+        value, (metrics, _) = loss(variables, batch, key)
+        return value, (metrics, {"batch_stats": variables["batch_stats"] + 1.0})
+
+    def with_statistics_init(key):
+        return {**init(key), "batch_stats": jnp.zeros(2)}
+
+    model = from_loss(with_statistics_init, with_statistics, sample, SGD())
+    state = model.init(jax.random.key(0))
+    for _ in range(2):
+        state, _ = model.step(state, BATCH, jax.random.key(0))
+    weights = model.weights(state)
+    assert set(weights) == {"params", "batch_stats"}
+    np.testing.assert_array_equal(weights["batch_stats"], 2.0)
+    np.testing.assert_array_equal(weights["params"]["w"], state.ema["w"])
+    assert (weights["params"]["w"] != state.variables["params"]["w"]).any()
+
+
+def test_gradients_accumulated_over_halves_are_the_full_batchs():
+    calls = []
+
+    def halved(function, has_aux):
+        both = jax.value_and_grad(function, has_aux=has_aux)
+
+        def grad(params, rest, batch, key):
+            calls.append(len(batch["y"]))
+            halves = [jax.tree.map(lambda a, s=s: a[s], batch) for s in (slice(4), slice(4, 8))]
+            first, second = (both(params, rest, half, key) for half in halves)
+            return jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+
+        return grad
+
+    [(full, metrics)] = trained(SGD(), 1)
+    [(state, accumulated)] = trained(SGD(), 1, grad=halved)
+    assert calls == [8]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), full, state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, accumulated)
+
+
+def test_steps_are_counted_and_dtypes_kept():
+    model = model_of(Adam())
+    before = model.init(jax.random.key(0))
+    assert before.step.dtype == np.int32
+    assert int(before.step) == 0
+    np.testing.assert_array_equal(before.ema["w"], W)
+    *_, (after, _) = trained(Adam(), 3)
+    assert int(after.step) == 3
+    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [
+        leaf.dtype for leaf in jax.tree.leaves(before)
+    ]
+    assert model.score is no_score
+    assert model.score({}, {}, jax.random.key(0)) == {}
+
+
+def buffers(state):
+    return [
+        shard.data.unsafe_buffer_pointer()
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+    ]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("optimizer", [Adam(), SGD(momentum=0.9)])
+def test_a_state_can_be_donated_step_after_step(optimizer, compiled, key):
+    """A buffer shared by two leaves would be given away twice."""
+    model, mesh = model_of(optimizer), parallel.make_mesh(parallel.Mesh(data=2))
+    state = parallel.compile_init(model.init, mesh)(key) if compiled else model.init(key)
+    assert len(set(buffers(state))) == len(buffers(state))
+    state = parallel.replicate(state, mesh)
+    step = parallel.compile_steps(model.step, mesh)
+    batches = jax.tree.map(lambda a: jnp.stack([a, a]), BATCH)
+    for call in range(2):
+        given = state
+        state, metrics = step(given, batches, key, 2 * call)
+        assert given.step.is_deleted()
+        assert len(set(buffers(state))) == len(buffers(state))
+    assert int(state.step) == 4
+    assert np.isfinite(metrics["loss"])
