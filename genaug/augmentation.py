@@ -76,9 +76,9 @@ def closeness_limits(
 
     The distance to the class's training images that a share `quantile` of its held-out ones falls
     below: classes differ (ones lie close together). Without enough held-out images of a class, the
-    limit of all classes together. Zero where nothing is to be refused.
+    limit of all classes together. An exact copy is always too near; -1 where nothing is.
     """
-    limits = np.zeros(num_classes)
+    limits = np.full(num_classes, -1.0)
     if quantile is None or not len(holdout["label"]):
         return limits
     pixels, unseen = flat(train["image"]), flat(holdout["image"])
@@ -93,7 +93,7 @@ def closeness_limits(
 def duplicate_limit(train_pixels: Float[np.ndarray, "n d"], quantile: float | None) -> float:
     """How near to each other two samples of a class may come: nearer than real images do."""
     if quantile is None or len(train_pixels) < 2:
-        return 0.0
+        return -1.0
     apart = nearest(train_pixels, train_pixels, k=1, exclude_self=True).distance[:, 0]
     return float(np.quantile(apart, quantile))
 
@@ -222,10 +222,10 @@ def _verdicts(
             break
         if limits.label is not None and probability < limits.label:
             verdicts.append("label")
-        elif distance < limits.closeness:
+        elif distance <= limits.closeness:
             verdicts.append("closeness")
         elif (
-            others and np.min(np.linalg.norm(np.stack(others) - pixels, axis=1)) < limits.duplicate
+            others and np.min(np.linalg.norm(np.stack(others) - pixels, axis=1)) <= limits.duplicate
         ):
             verdicts.append("duplicate")
         else:

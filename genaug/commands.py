@@ -172,7 +172,7 @@ def _classifier_features(images: np.ndarray, labels: np.ndarray, num_classes: in
         warp.affine_elastic().as_arrays(),
     )
     program = classifier.trainer(config, num_classes, warp.smoothing, mesh)
-    trained = classifier.train_replicas(program, condition, images[:1], range(1), mesh)
+    trained = classifier.train_replicas(program, condition, images[:1], 1, mesh)
     return classifier.features(config, num_classes, trained.params)
 
 

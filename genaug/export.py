@@ -27,7 +27,7 @@ from safetensors.numpy import save as save_safetensors
 
 import genaug
 from genaug.checkpoint import write_atomically
-from genaug.types import DataError, GenerativeModel, LabelSpec, Spec, Weights
+from genaug.types import DataError, GenerativeModel, LabelSpec, Spec, UserError, Weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FILES = ("sampler.stablehlo", "weights.safetensors")
@@ -71,10 +71,15 @@ def spec_from_json(value: Mapping[str, Any]) -> Spec:
     }
 
 
-def conditions(spec: Spec) -> dict[str, str]:
-    """What the exported sampler reads, one value a row; a family ignores what it does not know."""
-    labels = {"label": "int32"} if isinstance(spec.get("label"), LabelSpec) else {}
-    return {"index": "int32", **labels, "temperature": "float32"}
+def conditions(model: GenerativeModel, weights: Weights, spec: Spec) -> dict[str, str]:
+    """What the exported sampler reads, one value a row: a label if the family returns labels."""
+    read = {"index": "int32", "temperature": "float32"}
+    if not isinstance(spec.get("label"), LabelSpec):
+        return read
+    labelled = {**read, "label": "int32"}
+    cond = {name: jax.ShapeDtypeStruct((1,), dtype) for name, dtype in labelled.items()}
+    rows = jax.eval_shape(model.sample, weights, jax.random.key(0), cond)
+    return labelled if "label" in rows else read
 
 
 def write_bundle(
@@ -93,11 +98,12 @@ def write_bundle(
         tree = jax.tree.unflatten(structure, [flat[name] for name in order])
         return dict(model.sample(tree, jax.random.wrap_key_data(key_data), cond))
 
+    read = conditions(model, weights, spec)
     (rows,) = jax.export.symbolic_shape("n")
     abstract = (
         {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in named(weights).items()},
         jax.ShapeDtypeStruct((2,), jnp.uint32),
-        {k: jax.ShapeDtypeStruct((rows,), dtype) for k, dtype in conditions(spec).items()},
+        {k: jax.ShapeDtypeStruct((rows,), dtype) for k, dtype in read.items()},
     )
     exported = jax.export.export(jax.jit(sample), platforms=PLATFORMS)(*abstract)
     files = {
@@ -118,7 +124,7 @@ def write_bundle(
         "calling_convention": exported.calling_convention_version,
         "platforms": list(PLATFORMS),
         "spec": spec_to_json(spec),
-        "conditions": conditions(spec),
+        "conditions": read,
         "weights_digest": digest(weights),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         **about,
@@ -137,11 +143,16 @@ class Bundle:
     description: Mapping[str, Any]
 
     def __call__(self, key: jax.Array, cond: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """Draw one row per row of `cond`; "index" is needed, other conditions have defaults."""
-        count = len(cond["index"])
-        default = {"label": np.zeros(count, np.int32), "temperature": np.ones(count, np.float32)}
+        """One row per row of `cond`: all of `description["conditions"]`; temperature may be left out.
+
+        Raises:
+            UserError: a condition that the sampler does not read, or one that is missing.
+        """
         read = self.description["conditions"]
-        full = {name: jnp.asarray(cond.get(name, default.get(name)), read[name]) for name in read}
+        given = {"temperature": np.ones(len(cond["index"]), np.float32), **cond}
+        if given.keys() != read.keys():
+            raise UserError(f"cond holds {sorted(cond)}; this sampler reads {sorted(read)}.")
+        full = {name: jnp.asarray(given[name], dtype) for name, dtype in read.items()}
         return self.exported.call(dict(self.weights), jax.random.key_data(key), full)
 
 

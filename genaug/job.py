@@ -177,7 +177,7 @@ class Arms:
                 self._program,
                 studies.condition(arm, pool, config.num_steps),
                 self._judged,
-                range(self._config.num_seeds),
+                self._config.num_seeds,
                 self._run.mesh,
             )
             if arm.name == JUDGE_ARM:

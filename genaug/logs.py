@@ -20,7 +20,7 @@ LINE_EVERY_SECONDS = 10.0
 """How often a run says where it is when its output is no terminal."""
 
 # C0 and C1 control characters: a class name may not move the cursor or colour the screen.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def plain(text: str) -> str:
@@ -30,7 +30,7 @@ def plain(text: str) -> str:
 
 def make_console(quiet: bool = False) -> Console:
     """Where a run prints; nothing that comes from data is read as markup."""
-    return Console(markup=False, highlight=False, quiet=quiet, soft_wrap=True)
+    return Console(markup=False, emoji=False, highlight=False, quiet=quiet, soft_wrap=True)
 
 
 class MetricLog:

@@ -9,6 +9,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Nearly all of the suite's time is compilation; what is tested is what programs compute.
+jax.config.update("jax_disable_most_optimizations", True)
 
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -18,6 +20,14 @@ install_import_hook("genaug", "beartype.beartype")
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture
+def optimized():
+    """For a test about what XLA makes of a program."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

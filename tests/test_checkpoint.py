@@ -97,7 +97,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damage_to_any_file_falls_back_to_the_older_step(model, states, saved, tmp_path, kind, caplog):
+def test_damage_to_any_file_falls_back_to_the_older_step(
+    model, states, saved, tmp_path, kind, caplog
+):
     names = [*_files(saved), "20.json"]
     assert len(names) > 5
     for i, name in enumerate(names):
@@ -184,9 +186,7 @@ def test_a_step_that_is_not_whole_falls_back_and_can_be_saved_again(
     assert_equal(state, states[20])
 
 
-def test_a_save_killed_before_its_mark_leaves_the_older_step(
-    model, states, directory, monkeypatch
-):
+def test_a_save_killed_before_its_mark_leaves_the_older_step(model, states, directory, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt
 
@@ -222,7 +222,9 @@ def test_a_save_outlives_later_steps_that_were_damaged(model, states, directory)
 
 
 def test_another_models_checkpoint_names_the_first_leaf_that_differs(directory):
-    with pytest.raises(UserError, match=r"20 was written by another model: (\S+) is .* there and") as error:
+    with pytest.raises(
+        UserError, match=r"20 was written by another model: (\S+) is .* there and"
+    ) as error:
         checkpoint.restore(directory, abstract(make_model(hidden=17)))
     assert "ema.decoder.Dense_0.bias is float32[16] there and float32[17] here" in str(error.value)
 

@@ -31,9 +31,7 @@ for arguments in {calls!r}:
 def test_help_answers_without_importing_anything_heavy():
     calls = [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
     probe = PROBE.format(calls=calls, heavy=HEAVY)
-    done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     loaded = [line for line in done.stdout.splitlines() if line.startswith("loaded:")]
     assert loaded == ["loaded: []"] * len(calls)

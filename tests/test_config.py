@@ -45,7 +45,10 @@ def test_json_and_back_is_the_same_experiment(experiment):
         ({"type": "genaug.config:Path"}, "genaug.config:Path is no dataclass"),
         ({"type": "genaug.train:Trains"}, "this genaug has no genaug.train:Trains"),
         ({"type": "genaug.absent:Train"}, "this genaug has no genaug.absent:Train"),
-        ({"type": "genaug.train:Train", "num_step": 3}, "no field num_step. Did you mean num_steps"),
+        (
+            {"type": "genaug.train:Train", "num_step": 3},
+            "no field num_step. Did you mean num_steps",
+        ),
         ({"type": "genaug.config:Experiment", "seed": 1}, "needs a value for name, model"),
     ],
 )
@@ -178,8 +181,8 @@ def test_a_misspelt_file_gets_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no experiment file .* mean experiments/flowers\.py\?"):
         load("experiments/flower.py")
-    with pytest.raises(UserError, match="an experiment is a .py file"):
-        (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match=r"an experiment is a \.py file"):
         load("notes.txt")
 
 

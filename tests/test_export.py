@@ -25,7 +25,7 @@ from genaug.export import (
 from genaug.models.cvae import CVAE
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
-from genaug.types import DataError, LabelSpec
+from genaug.types import DataError, LabelSpec, UserError
 
 SPEC = {"image": jax.ShapeDtypeStruct((6, 5, 1), np.uint8), "label": LabelSpec(3)}
 MODEL = CVAE(latent_dim=3, net=MLP(hidden=(8,))).make(SPEC)
@@ -80,21 +80,26 @@ def test_a_bundle_works_inside_someone_elses_program(written, key):
     np.testing.assert_array_equal(theirs(key, index), 255 - plain)
 
 
-def test_only_the_index_is_needed(written, key):
+def test_the_temperature_may_be_left_out_and_nothing_else(written, key):
     bundle = load_sampler(written)
-    defaults = {"label": jnp.zeros(4, jnp.int32), "temperature": jnp.ones(4)}
     index = jnp.arange(4)
+    labelled = {"index": index, "label": index % 3}
     np.testing.assert_array_equal(
-        bundle(key, {"index": index})["image"], bundle(key, {"index": index, **defaults})["image"]
+        bundle(key, labelled)["image"],
+        bundle(key, {**labelled, "temperature": jnp.ones(4)})["image"],
     )
+    for wrong in ({"index": index}, {"index": index, "lable": index}, {**labelled, "x": index}):
+        with pytest.raises(UserError, match="this sampler reads"):
+            bundle(key, wrong)
 
 
 def test_a_family_without_labels_exports_from_a_labelled_dataset(tmp_path, key):
     model = VAE(latent_dim=2, net=MLP(hidden=(4,))).make(SPEC)
     weights = model.weights(model.init(key))
     write_bundle(tmp_path / "export", model, weights, SPEC, {})
-    rows = load_sampler(tmp_path / "export")(key, cond(3))
-    want = jax.jit(model.sample)(weights, key, cond(3))
+    unlabelled = {name: value for name, value in cond(3).items() if name != "label"}
+    rows = load_sampler(tmp_path / "export")(key, unlabelled)
+    want = jax.jit(model.sample)(weights, key, unlabelled)
     assert set(rows) == {"image"}
     np.testing.assert_array_equal(rows["image"], want["image"])
 
@@ -188,9 +193,11 @@ def test_a_spec_survives_json():
     assert not isinstance(again["image"], LabelSpec)
 
 
-def test_conditions_name_the_label_where_there_are_classes():
-    assert set(conditions(SPEC)) == {"index", "label", "temperature"}
-    assert set(conditions({"image": SPEC["image"]})) == {"index", "temperature"}
+def test_conditions_name_the_label_where_the_family_reads_it(weights, key):
+    assert set(conditions(MODEL, weights, SPEC)) == {"index", "label", "temperature"}
+    plain = VAE(latent_dim=2, net=MLP(hidden=(4,))).make(SPEC)
+    read = conditions(plain, plain.weights(plain.init(key)), SPEC)
+    assert set(read) == {"index", "temperature"}
 
 
 def test_a_digest_depends_on_names_shapes_types_and_bytes():

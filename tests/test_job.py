@@ -146,9 +146,7 @@ def test_the_generator_and_the_arms_see_training_images_alone(
 
     monkeypatch.setattr(runs, "split", spy_split)
     monkeypatch.setattr(job, "pipeline", spy_pipeline)
-    monkeypatch.setattr(
-        studies, "make_pool", lambda *a: (pooled.append(a[0]), real_pool(*a))[1]
-    )
+    monkeypatch.setattr(studies, "make_pool", lambda *a: (pooled.append(a[0]), real_pool(*a))[1])
     assert run_cli("run", experiment_file, "--run-dir", tmp_path / "run", "--quiet") == 0
     (dataset, splits), *_ = parts
     unseen = np.concatenate([splits.valid, splits.test])
@@ -329,7 +327,7 @@ def _kill_when(path, process, limit_seconds=120.0):
 def test_a_run_killed_twice_gives_the_results_of_an_unbroken_one(
     experiment_file, tmp_path, compile_cache
 ):
-    environment = subprocess_environment(compile_cache, num_devices=2)
+    environment = subprocess_environment(compile_cache, jax.device_count())
     log, killed, unbroken = tmp_path / "log", tmp_path / "killed", tmp_path / "unbroken"
     _kill_when(
         killed / "checkpoints" / "10.json", _start(experiment_file, killed, environment, log)

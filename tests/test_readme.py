@@ -25,7 +25,9 @@ def test_python_example_trains_and_samples():
 
 def test_commands_exist_and_files_named_are_there():
     known = parser().format_help()
-    for command in set(re.findall(r"genaug (run|train|sample|evaluate|report|data|doctor)", README)):
+    for command in set(
+        re.findall(r"genaug (run|train|sample|evaluate|report|data|doctor)", README)
+    ):
         assert command in known
     root = Path(__file__).parents[1]
     for path in set(re.findall(r"(?:experiments|genaug|tests)/[\w/]+\.(?:py|png)", README)):

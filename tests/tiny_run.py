@@ -111,7 +111,9 @@ def subprocess_environment(compile_cache: Path, num_devices: int) -> dict[str, s
     """For a `genaug` of its own: as the tests see it, on its own devices."""
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        ),
         "GENAUG_CPU_DEVICES": str(num_devices),
         "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

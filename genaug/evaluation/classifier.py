@@ -160,21 +160,20 @@ def train_replicas(
     program: Callable[..., tuple[Params, Float[Array, "s n k"]]],
     condition: Condition,
     judged: UInt8[np.ndarray, "n h w c"],
-    seeds: range,
+    num_seeds: int,
     mesh: jax.sharding.Mesh,
 ) -> Trained:
-    """Train one classifier per seed and judge the images with each.
+    """Train a classifier for each seed from 0 up and judge the images with each.
 
     Devices take equal shares: a number of seeds they do not divide is rounded up and the extra
     replicas are dropped.
     """
-    count = -(-len(seeds) // mesh.size) * mesh.size
-    numbers = jnp.arange(seeds.start, seeds.start + count)
+    numbers = jnp.arange(-(-num_seeds // mesh.size) * mesh.size)
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(numbers)
     params, probabilities = program((condition, judged), keys)
     return Trained(
-        params=jax.tree.map(lambda a: np.asarray(a)[: len(seeds)], params),
-        probabilities=np.asarray(probabilities)[: len(seeds)],
+        params=jax.tree.map(lambda a: np.asarray(a)[:num_seeds], params),
+        probabilities=np.asarray(probabilities)[:num_seeds],
     )
 
 

@@ -31,7 +31,7 @@ from genaug.nets.autoencoder import MLP, ConvNet
 from genaug.nets.likelihoods import Bernoulli, Likelihood, to_bytes, to_unit
 from genaug.state import Adam, Optimizer, Variables, from_loss
 from genaug.transforms.images import Warp, warp_bytes
-from genaug.types import Batch, GenerativeModel, Metrics, Spec, Weights
+from genaug.types import Batch, GenerativeModel, Metrics, Spec, UserError, Weights
 
 Latent = Float[Array, "n z"]
 Posterior = tuple[Latent, Latent]
@@ -200,6 +200,8 @@ def steer(
     default = jnp.full(eps.shape[0], 0.0 if "toward" in cond else 1.0)
     noise = jnp.expand_dims(cond.get("temperature", default), 1) * eps
     if "near" not in cond:
+        if "toward" in cond:
+            raise UserError("cond has 'toward' but not 'near': an arc needs both ends.")
         return noise
     mean, logvar = encode(cond["near"])
     if "toward" in cond:

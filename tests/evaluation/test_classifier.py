@@ -56,7 +56,7 @@ def program():
     return trainer(TINY, NUM_CLASSES, SMOOTHING, make_mesh(Mesh(data=1)))
 
 
-def train(program, arm, seeds=range(2), judged=JUDGED, devices=1):
+def train(program, arm, seeds=2, judged=JUDGED, devices=1):
     return train_replicas(program, arm, judged, seeds, make_mesh(Mesh(data=devices)))
 
 
@@ -86,14 +86,12 @@ def test_it_learns_what_it_is_shown(program):
 def test_a_seed_gives_the_same_replica_in_any_company(program):
     """Within 1e-4: other batch shapes may round otherwise. Seeds differ by much more."""
     arm = condition(num_steps=20, strength=Warp().affine())
-    six = train(program, arm, range(6))
+    six = train(program, arm, 6)
     two = train(program, arm)
-    later = train(program, arm, range(3, 5))
     spread = trainer(TINY, NUM_CLASSES, SMOOTHING, make_mesh(Mesh(data=8)))
-    wide = train(spread, arm, range(6), devices=8)
+    wide = train(spread, arm, 6, devices=8)
     assert wide.probabilities.shape == six.probabilities.shape
     np.testing.assert_allclose(two.probabilities, six.probabilities[:2], atol=1e-4)
-    np.testing.assert_allclose(later.probabilities, six.probabilities[3:5], atol=1e-4)
     np.testing.assert_allclose(wide.probabilities, six.probabilities, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), wide.params, six.params)
     for i in range(6):
@@ -140,7 +138,7 @@ def test_class_weights_do_in_expectation_what_drawing_more_often_does(program, d
         num_steps=300,
     )
     want = np.multiply(draws, weights) / np.dot(draws, weights)
-    found = train(program, arm, range(6), image).probabilities[:, 0].mean(0)
+    found = train(program, arm, 6, image).probabilities[:, 0].mean(0)
     np.testing.assert_allclose(found, want, atol=5 * 0.5 / np.sqrt(6 * 20 * 32))
 
 

@@ -318,6 +318,25 @@ def test_the_level_and_the_metric_are_in_the_sentence():
 
 
 @pytest.mark.parametrize(
+    "low, estimate, high, use, words",
+    [
+        (0.001, 0.01, 0.02, True, "gains"),
+        (-0.001, 0.01, 0.02, False, "no gain is shown"),
+        (0.0, 0.01, 0.02, False, "no gain is shown"),
+        (-0.02, -0.01, 0.001, False, "no gain is shown"),
+        (-0.02, -0.01, -0.001, False, "loses"),
+        (np.nan, np.nan, np.nan, False, "no gain is shown"),
+    ],
+)
+def test_the_whole_interval_decides(low, estimate, high, use, words):
+    gain = {"g": {"balanced_accuracy": Interval(estimate, low, high)}}
+    said = verdict(Comparison(arm("a"), {}, arm("g"), gain), STUDY)
+    assert said.use == use
+    assert said.sentence.startswith("USE IT" if use else "DO NOT USE IT")
+    assert words in said.sentence
+
+
+@pytest.mark.parametrize(
     "value, text",
     [(-0.0001, "+0.0"), (-0.0, "+0.0"), (0.0, "+0.0"), (-0.0051, "-0.5"), (0.123, "+12.3")],
 )

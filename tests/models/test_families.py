@@ -53,13 +53,14 @@ fast_to_compile = functools.partial(
 
 @functools.cache
 def trained(family, num_steps=30, **changes):
-    """A family after some steps on fixed examples: its state, and the metrics of every step."""
+    """A family after some steps on fixed examples: state, metrics of every step, compiled step."""
     model, batch, key = tiny(family, **changes), digits(), jax.random.key(0)
     state, step, history = fast_to_compile(model.init)(key), fast_to_compile(model.step), []
     for index in range(num_steps):
         state, metrics = step(state, batch, jax.random.fold_in(key, index))
         history.append(metrics)
-    return model, state, {name: np.array([m[name] for m in history]) for name in history[0]}
+    metrics = {name: np.array([m[name] for m in history]) for name in history[0]}
+    return model, state, metrics, step
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=lambda value: type(value).__name__)
@@ -87,14 +88,12 @@ def test_shapes_and_dtypes_are_those_of_the_spec(family, net, likelihood, key):
     [
         (VAE, NETS[0], Bernoulli()),
         (CVAE, NETS[0], Bernoulli()),
-        (VAE, NETS[0], Gaussian(scale=0.2)),
-        (CVAE, NETS[0], DiscretizedLogistic()),
         (VAE, NETS[1], DiscretizedLogistic()),
         (CVAE, NETS[1], Gaussian(scale=0.2)),
     ],
 )
 def test_the_loss_falls_and_all_is_finite(family, net, likelihood, key):
-    model, state, metrics = trained(family, net=net, likelihood=likelihood)
+    model, state, metrics, _ = trained(family, net=net, likelihood=likelihood)
     scores = fast_to_compile(model.score)(model.weights(state), digits(), key)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics, scores)))
     loss = metrics["loss"]
@@ -104,7 +103,7 @@ def test_the_loss_falls_and_all_is_finite(family, net, likelihood, key):
 
 
 def weights_of(family, **changes):
-    _, state, _ = trained(family, net=NETS[0], likelihood=Bernoulli())
+    state = trained(family, net=NETS[0], likelihood=Bernoulli())[1]
     model = tiny(family, **changes)
     return model, model.weights(state)
 
@@ -144,22 +143,14 @@ def test_drawn_pixels_are_black_or_white_and_the_mean_is_gray(family, key):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_augmentation_changes_what_is_trained_on(family, key):
-    batch = digits()
-    state = trained(family, net=NETS[0], likelihood=Bernoulli())[1]
-    _, plain = fast_to_compile(tiny(family).step)(state, batch, key)
-    _, metrics = fast_to_compile(tiny(family, augment=1.0).step)(state, batch, key)
-    assert np.isfinite(metrics["loss"])
-    assert abs(float(metrics["loss"] - plain["loss"])) > 1e-3
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_beta_weighs_the_divergence(family, key):
-    batch = digits()
-    state = trained(family, net=NETS[0], likelihood=Bernoulli())[1]
-    _, metrics = fast_to_compile(tiny(family, beta=3.0).step)(state, batch, key)
+def test_beta_weighs_the_divergence_and_augmentation_changes_the_images(family, key):
+    _, state, _, step = trained(family, net=NETS[0], likelihood=Bernoulli())
+    _, plain = step(state, digits(), key)
+    other = tiny(family, beta=3.0, augment=1.0)
+    _, metrics = fast_to_compile(other.step)(state, digits(), key)
     want = 3.0 * metrics["kl"] - metrics["reconstruction"]
     np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+    assert abs(float(metrics["elbo"] - plain["elbo"])) > 0.1
 
 
 @pytest.mark.parametrize("spec", [{}, {"label": jax.ShapeDtypeStruct((), np.int32)}])

@@ -39,7 +39,7 @@ def test_equals_flax(ours, flax_s, size, kernel, stride, key):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), got, want)
 
 
-def test_gradient_in_a_loop_is_a_plain_convolution(key):
+def test_gradient_in_a_loop_is_a_plain_convolution(key, optimized):
     """What the CPU's fast path needs: every convolution of the compiled scan is NHWC times HWIO."""
     x = jax.random.normal(key, (4, 8, 8, 3))
     kernel = jax.random.normal(key, (3, 3, 3, 6))

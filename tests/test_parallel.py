@@ -1,0 +1,167 @@
+"""Devices: meshes, shares of a batch, compiled steps and replicas, and who may name them."""
+
+import ast
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import genaug
+from genaug import parallel
+from genaug.parallel import Mesh, check_batch_size, make_mesh
+from genaug.types import UserError
+
+PACKAGE = Path(genaug.__file__).parent
+
+
+@pytest.mark.parametrize("asked, made", [(-1, 8), (1, 1), (2, 2), (3, 3), (8, 8)])
+def test_a_mesh_has_the_devices_asked_for(asked, made):
+    mesh = make_mesh(Mesh(data=asked))
+    assert mesh.size == made
+    assert mesh.axis_names == ("data",)
+
+
+@pytest.mark.parametrize("asked", [0, -2, 9, 1000])
+def test_a_mesh_that_the_machine_has_not_is_refused(asked):
+    with pytest.raises(UserError, match=f"mesh.data is {asked}, .* 8 device.* number from 1 to 8"):
+        make_mesh(Mesh(data=asked))
+
+
+@pytest.mark.parametrize("batch_size", [-3, 0, 1, 5, 7, 9, 63, 65])
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_both_suggested_batch_sizes_are_valid(batch_size, num_devices):
+    mesh = make_mesh(Mesh(data=num_devices))
+    if batch_size > 0 and batch_size % num_devices == 0:
+        check_batch_size(batch_size, mesh)
+        return
+    with pytest.raises(UserError, match=f"train.batch-size {batch_size} is not divis") as error:
+        check_batch_size(batch_size, mesh)
+    words = str(error.value).replace(",", "").split()
+    at = words.index("use")
+    suggested = [int(words[at + 1]), int(words[at + 3])]
+    assert suggested[0] < suggested[1]
+    for size in suggested:
+        check_batch_size(size, mesh)
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 64])
+def test_a_batch_that_divides_passes(batch_size):
+    check_batch_size(batch_size, make_mesh(Mesh()))
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_compiled_steps_are_the_loop_and_its_mean_metrics(num_devices):
+    mesh = make_mesh(Mesh(data=num_devices))
+    key = jax.random.key(3)
+    stack = {"x": np.arange(3 * 16, dtype=np.float32).reshape(3, 16)}
+
+    def step(state, batch, key):
+        value = jnp.mean(batch["x"]) + jax.random.normal(key)
+        return state + value, {"value": value, "state": state}
+
+    program = parallel.compile_steps(step, mesh)
+    state = parallel.replicate(jnp.float32(1.0), mesh)
+    state, metrics = program(state, parallel.split_rows(stack, mesh, axis=1), key, 40)
+    expected, values, states = jnp.float32(1.0), [], []
+    for i in range(3):
+        states.append(expected)
+        expected, one = step(expected, {"x": stack["x"][i]}, jax.random.fold_in(key, 40 + i))
+        values.append(one["value"])
+    np.testing.assert_allclose(state, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["value"], np.mean(values), rtol=1e-6)
+    np.testing.assert_allclose(metrics["state"], np.mean(states), rtol=1e-6)
+    assert len(metrics["value"].sharding.device_set) == num_devices
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_replicas_are_a_python_loop(num_devices):
+    mesh = make_mesh(Mesh(data=num_devices))
+    keys = jax.random.split(jax.random.key(0), 8)
+    shared = jnp.arange(4.0)
+
+    def one(shared, key):
+        return {"a": shared * jax.random.normal(key), "b": jax.random.uniform(key, (2,))}
+
+    found = parallel.compile_replicas(one, mesh)(shared, keys)
+    for i in range(8):
+        expected = one(shared, keys[i])
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name][i], value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_a_function_of_rows_gives_its_rows_in_order(num_devices):
+    mesh = make_mesh(Mesh(data=num_devices))
+    program = parallel.compile_rows(lambda w, key, rows: {"y": w * rows["x"]}, mesh)
+    x = np.arange(16, dtype=np.float32)
+    np.testing.assert_array_equal(program(2.0, jax.random.key(0), {"x": x})["y"], 2 * x)
+
+
+def test_a_template_has_the_shapes_of_the_state_and_computes_nothing():
+    def init(key):
+        return {"w": jax.random.normal(key, (3, 2)), "n": jnp.zeros((), jnp.int32)}
+
+    mesh = make_mesh(Mesh(data=2))
+    template = parallel.abstract(init, mesh)
+    state = parallel.compile_init(init, mesh)(jax.random.key(0))
+    for a, b in zip(jax.tree.leaves(template), jax.tree.leaves(state), strict=True):
+        assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+        assert isinstance(a, jax.ShapeDtypeStruct)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " "])
+def test_a_number_of_devices_that_is_none_is_refused(monkeypatch, value):
+    monkeypatch.setenv("GENAUG_CPU_DEVICES", value)
+    with pytest.raises(UserError, match=r"GENAUG_CPU_DEVICES is .* whole number from 1 up"):
+        parallel.use_cpu_cores_as_devices()
+
+
+@pytest.mark.parametrize("value, expected", [("3", 3), ("", 5), (None, 5)])
+def test_the_cores_or_the_number_asked_for_become_devices(monkeypatch, value, expected):
+    asked = {}
+    monkeypatch.setattr(parallel.jax.config, "update", asked.__setitem__)
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda pid: set(range(5)), raising=False)
+    if value is None:
+        monkeypatch.delenv("GENAUG_CPU_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("GENAUG_CPU_DEVICES", value)
+    parallel.use_cpu_cores_as_devices()
+    assert asked == {"jax_num_cpu_devices": expected}
+
+
+def _imports_sharding(tree):
+    """Imports of jax.sharding's makers; `jax.sharding.Mesh` as an annotation makes nothing."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("jax.sharding"))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" for a in node.names]
+            yield from (n for n in names if n.startswith("jax.sharding"))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            called = ast.unparse(node.func)
+            if called.startswith("jax.sharding.") or called in ("jax.shard_map", "jax.pmap"):
+                yield called
+
+
+def test_nothing_but_parallel_names_shardings():
+    found = {
+        (str(path.relative_to(PACKAGE)), name)
+        for path in PACKAGE.rglob("*.py")
+        for name in _imports_sharding(ast.parse(path.read_text()))
+    }
+    assert {path for path, _ in found} == {"parallel.py"}
+
+
+def test_the_check_of_imports_sees_what_it_looks_for():
+    texts = ["import jax.sharding", "from jax import sharding", "from jax.sharding import Mesh",
+             "jax.sharding.Mesh(x, y)", "jax.shard_map(f)"]  # fmt: skip
+    assert list(itertools.chain(*(_imports_sharding(ast.parse(t)) for t in texts))) == [
+        "jax.sharding",
+        "jax.sharding",
+        "jax.sharding.Mesh",
+        "jax.sharding.Mesh",
+        "jax.shard_map",
+    ]

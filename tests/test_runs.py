@@ -1,0 +1,95 @@
+"""The run folder: what it records, whom it belongs to, and how it is opened again."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import files, tiny
+
+import genaug
+from genaug import runs
+from genaug.config import from_json
+from genaug.types import UserError
+
+pytest_plugins = ["tiny_run"]
+
+
+def test_the_config_of_a_run_is_the_experiment(finished):
+    assert from_json(runs.read_json(finished / "config.json")) == tiny()
+
+
+def test_the_environment_names_versions_and_devices(finished):
+    about = runs.read_json(finished / "environment.json")
+    assert about["genaug"] == genaug.__version__
+    assert about["jax"] == jax.__version__
+    assert len(about["devices"]) == jax.device_count()
+    assert set(runs.LIBRARIES) <= set(about)
+
+
+def test_the_description_of_the_data_counts_every_split(finished):
+    about = runs.read_json(finished / "data.json")
+    assert about["name"] == "digits"
+    assert "CC BY 4.0" in about["licence"]
+    assert len(about["fingerprint"]) == 64
+    assert [about["counts"]["train"][c] for c in (2, 5, 8)] == [12, 12, 12]
+    assert min(about["counts"]["test"]) > 40  # the test split is not cut
+    assert min(about["counts"]["valid"]) > 10
+
+
+def test_a_run_is_opened_without_its_data(finished, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("the data was read")
+
+    monkeypatch.setattr(runs, "load", never)
+    run = runs.open_run(finished)
+    assert run.step == 20
+    assert run.spec["image"].shape == (8, 8, 1)
+    assert run.spec["label"].num_classes == 10
+    assert run.experiment == tiny()
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(finished_copy):
+    (finished_copy / "checkpoints" / "20" / "state" / "_METADATA").write_text("x")
+    assert runs.open_run(finished_copy).step == 10
+
+
+def test_preparing_twice_is_the_same_and_the_rare_classes_are_positions(tmp_path):
+    one, other = (runs.prepare(tiny(), tmp_path / "run") for _ in range(2))
+    assert one.rare == other.rare == (2, 5, 8)
+    for a, b in zip(one.splits, other.splits, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert files(tmp_path / "run") == {"config.json", "data.json", "environment.json"}
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe"])
+def test_json_that_cannot_be_read_is_named(tmp_path, content):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.json cannot be read as JSON"):
+        runs.read_json(path)
+
+
+def test_json_is_written_whole_and_leaves_no_partial_file(tmp_path):
+    runs.write_json(tmp_path / "deep" / "x.json", {"a": [1, None]})
+    assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": [1, None]}
+    with pytest.raises(TypeError):
+        runs.write_json(tmp_path / "deep" / "x.json", {"a": object()})
+    assert files(tmp_path) == {"deep/x.json"}
+    assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": [1, None]}
+
+
+def test_a_folder_is_claimed_by_one_config(tmp_path):
+    runs.check_claim(tmp_path / "absent", tiny())
+    runs.check_claim(tmp_path, tiny())
+    (tmp_path / ".lock").write_text("")
+    runs.check_claim(tmp_path, tiny())
+    (tmp_path / "other").write_text("")
+    with pytest.raises(UserError, match="holds no run"):
+        runs.check_claim(tmp_path, tiny())
+
+
+def test_the_cut_in_words():
+    assert runs.fraction_text(tiny().data) == " (2, 5, 8 cut to 12)"
+    assert runs.fraction_text(type(tiny().data)()) == ""
