@@ -11,7 +11,8 @@ arms = {arm["name"]: arm for arm in results["arms"]}
 for name in ("none", "none, longer", "class weights", "oversampling", "SMOTE", "affine"):
     assert name in arms, f"the arm {name} is missing"
 assert any(arm["generative"] for arm in arms.values()), "no arm uses generated images"
-assert results["bar"] in arms and not arms[results["bar"]]["generative"]
+assert results["bar"] in arms
+assert not arms[results["bar"]]["generative"]
 for arm in arms.values():
     seeds = arm["test"]["balanced_accuracy"]
     assert len(seeds) == results["num_seeds"], arm["name"]

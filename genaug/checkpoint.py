@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from genaug.files import write_atomically
 from genaug.types import State, UserError
-
-log = logging.getLogger(__name__)
 
 
 def _digests(directory: Path) -> dict[str, str]:
@@ -29,17 +27,6 @@ def _digests(directory: Path) -> dict[str, str]:
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
     }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, also when the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def save(directory: Path, step: int, state: State, *, keep: int = 2) -> None:
@@ -91,7 +78,7 @@ def restore(directory: Path, abstract: State) -> tuple[State, int] | None:
     for step in reversed(steps(directory)):
         reason = damage(directory, step)
         if reason:
-            log.warning("checkpoint %s is damaged (%s): using an older one.", step, reason)
+            logging.warning("checkpoint %s is damaged (%s): using an older one.", step, reason)
             continue
         _check_structure(directory / str(step), abstract)
         return ocp.load((directory / str(step)).absolute(), abstract), step

@@ -94,7 +94,6 @@ def main(arguments: list[str] | None = None) -> int:
     from genaug.types import UserError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         commands = {
             "run": _run,
@@ -142,7 +141,7 @@ def _with_experiment(
 
 
 def _start(options: argparse.Namespace) -> Console:
-    """Devices and compile cache, before JAX starts; the console."""
+    """The devices, before JAX starts; the console."""
     from genaug import parallel
     from genaug.logs import make_console
 
@@ -158,7 +157,7 @@ def _experiment(options: argparse.Namespace, fields: list[str]) -> Experiment:
         raise UserError("Name an experiment file, or --from-run DIR (and not both).")
     if options.from_run is None:
         return config.override(config.load(options.experiment), fields)
-    from genaug.runs import read_json
+    from genaug.files import read_json
 
     path = options.from_run / "config.json"
     if not path.is_file():
@@ -232,7 +231,7 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
     results = to_json(evaluate(options))
     console.print(audit_table(results))
     if options.json:
-        from genaug.checkpoint import write_atomically
+        from genaug.files import write_atomically
 
         write_atomically(options.json, json.dumps(results, indent=1) + "\n")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from genaug.data.folder import decode
 from genaug.data.raw import shape_image
 from genaug.evaluation import classifier
 from genaug.evaluation.audit import Labels, Result, audit
-from genaug.job import save_arrays
+from genaug.files import save_arrays
 from genaug.logs import plain
 from genaug.parallel import Mesh, make_mesh
 from genaug.pictures import write_grid
@@ -44,9 +45,9 @@ def sample(options: argparse.Namespace) -> str:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: name another folder with --out.")
     model_digest = export.digest(jax.device_get(run.weights))
+    folders = folder_names(names)
     for i, image in enumerate(rows["image"]):
-        name = names[rows["label"][i]] if "label" in rows else "images"
-        folder = out / _safe(name)
+        folder = out / (folders[rows["label"][i]] if "label" in rows else "images")
         folder.mkdir(parents=True, exist_ok=True)
         text = PngImagePlugin.PngInfo()
         provenance = {"seed": options.seed, "index": cond["index"][i], "model": model_digest}
@@ -58,9 +59,13 @@ def sample(options: argparse.Namespace) -> str:
     return f"{options.n} images in {out}, the first of them in {out / 'grid.png'}"
 
 
-def _safe(name: str) -> str:
-    """A class name as a folder's name."""
-    return "".join(c if c.isalnum() or c in " .-_" else "_" for c in name).strip(" .") or "_"
+def folder_names(names: Sequence[str]) -> list[str]:
+    """Class names as names of folders; two that would be one get their position."""
+    safe = [
+        "".join(c if c.isalnum() or c in " .-_" else "_" for c in name).strip(" .") or "_"
+        for name in names
+    ]
+    return [name if safe.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(safe)]
 
 
 def _cond(options: argparse.Namespace, run: runs.Trained, names: list[str]) -> dict[str, Any]:

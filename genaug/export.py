@@ -26,7 +26,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 import genaug
-from genaug.checkpoint import write_atomically
+from genaug.files import write_atomically
 from genaug.types import DataError, GenerativeModel, LabelSpec, Spec, UserError, Weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -143,7 +143,7 @@ class Bundle:
     description: Mapping[str, Any]
 
     def __call__(self, key: jax.Array, cond: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """One row per row of `cond`: all of `description["conditions"]`; temperature may be left out.
+        """One row per row of `cond`, which holds `description["conditions"]`; 1 is the temperature.
 
         Raises:
             UserError: a condition that the sampler does not read, or one that is missing.

@@ -4,10 +4,9 @@ that file is there, so the same command goes on where a stopped run ended, to th
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,21 +14,20 @@ import numpy as np
 from rich.console import Console
 
 from genaug import export, report
+from genaug.arms import Arms
 from genaug.augmentation import Drawn, draw, wanted
 from genaug.data import batches, pipeline, write_examples
 from genaug.evaluation import classifier
 from genaug.evaluation import study as studies
 from genaug.evaluation.audit import Labels, audit, to_json
 from genaug.evaluation.scores import classification_scores
+from genaug.files import load_arrays, read_json, save_arrays, write_json
 from genaug.logs import MetricLog, bar, plain, read_metrics
 from genaug.pictures import write_grid
-from genaug.runs import Prepared, fraction_text, read_json, write_json
+from genaug.runs import Prepared, fraction_text
 from genaug.sampling import Sampler, make_sampler, make_scorer
 from genaug.train import Hook, fit
 from genaug.types import State, UserError, Weights
-
-JUDGE_ARM = "affine + elastic"
-"""The arm whose classifiers check labels and give the features of `fd/classifier`."""
 
 
 def keys(seed: int) -> dict[str, jax.Array]:
@@ -78,7 +76,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
 
         state = fit(
             run.model,
-            lambda start, stop: batches(stream, start, stop),
+            partial(batches, stream),
             config,
             key=key["train"],
             mesh=run.mesh,
@@ -124,80 +122,6 @@ def _grids(run: Prepared, key: jax.Array) -> Callable[[int, State], None]:
         write_grid(run.directory / "samples" / f"step_{step:06d}.png", images, columns=10)
 
     return call
-
-
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read an .npz that `save_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def _file_name(arm: str) -> str:
-    return "".join(c if c.isalnum() or c in ".-" else "_" for c in arm)
-
-
-class Arms:
-    """Trains arms, each once: its probabilities are kept in `study/` and found there again."""
-
-    def __init__(self, run: Prepared):
-        self._run, self._config = run, run.experiment.study
-        self._num_classes = len(run.dataset.class_names)
-        self._directory = run.directory / "study"
-        self._program = classifier.trainer(
-            self._config.classifier, self._num_classes, self._config.warp.smoothing, run.mesh
-        )
-        rows = np.concatenate([run.splits.valid, run.splits.test])
-        self._judged = run.dataset.arrays(rows)["image"]
-        self.parts: dict[str, studies.Part] = {}
-
-    def train(self, arms: Sequence[studies.Arm], pool: studies.Pool, title: str, console: Console
-              ) -> None:  # fmt: skip
-        """Train what is not there yet."""
-        with bar(console, title, len(arms), "arms") as progress:
-            for count, arm in enumerate(arms):
-                progress.advance(count, arm.name)
-                self.parts[arm.name] = self._train_one(arm, pool)
-
-    def _train_one(self, arm: studies.Arm, pool: studies.Pool) -> studies.Part:
-        path = self._directory / f"{_file_name(arm.name)}.npz"
-        if not path.is_file():
-            config = self._config.classifier
-            trained = classifier.train_replicas(
-                self._program,
-                studies.condition(arm, pool, config.num_steps),
-                self._judged,
-                self._config.num_seeds,
-                self._run.mesh,
-            )
-            if arm.name == JUDGE_ARM:
-                flat = {name: np.asarray(a) for name, a in export.named(trained.params).items()}
-                save_arrays(self._directory / "judge.npz", flat)
-            save_arrays(path, {"probabilities": trained.probabilities})
-        probabilities = load_arrays(path)["probabilities"]
-        num_valid = len(self._run.splits.valid)
-        return studies.Part(probabilities[:, :num_valid], probabilities[:, num_valid:])
-
-    def judge_params(self) -> Any:
-        """The parameters of the judge's replicas, as the net reads them."""
-        params: dict[str, Any] = {}
-        for name, array in load_arrays(self._directory / "judge.npz").items():
-            *path, leaf = name.split(".")
-            node = params
-            for part in path:
-                node = node.setdefault(part, {})
-            node[leaf] = array
-        return params
 
 
 def draw_synthetic(
@@ -391,7 +315,7 @@ def assemble(
 ) -> dict[str, Any]:
     """Everything the report shows; nothing that a second run would find different."""
     study = run.experiment.study
-    answer = studies.verdict(comparison, study)
+    answer = studies.verdict(comparison, study, len(drawn.images))
 
     def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         values = classification_scores(probabilities, labels, judged.rare_classes)

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from genaug.checkpoint import write_atomically
+from genaug.files import write_atomically
 
 LINE_EVERY_SECONDS = 10.0
 """How often a run says where it is when its output is no terminal."""

@@ -8,7 +8,6 @@ so that they fit any width while their text keeps its size.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 import shlex
@@ -22,8 +21,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from genaug.charts import Axis, axis, change, dots, floats, line, mean_sd, number, points
-from genaug.checkpoint import write_atomically
 from genaug.evaluation.study import GENERATED
+from genaug.files import read_json, write_atomically
 from genaug.pictures import grid, png
 from genaug.types import UserError
 
@@ -77,7 +76,7 @@ def write_report(directory: Path) -> Path:
     if not (directory / "results.json").is_file():
         raise UserError(f"{directory} has no results.json yet: finish the run first.")
     results, config, environment = (
-        _clean(_read_json(directory / f"{name}.json"))
+        _clean(read_json(directory / f"{name}.json"))
         for name in ("results", "config", "environment")
     )
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -106,13 +105,6 @@ def write_report(directory: Path) -> Path:
     path = directory / "report.html"
     write_atomically(path, page)
     return path
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): run again.") from None
 
 
 def _clean(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ import numpy as np
 
 import genaug
 from genaug import checkpoint, parallel, train
-from genaug.checkpoint import write_atomically
 from genaug.config import Experiment, differences, experiment_from_json, to_json
 from genaug.data import Data, Dataset, Splits, load, split
 from genaug.export import spec_from_json, spec_to_json
+from genaug.files import read_json, write_json
 from genaug.logs import plain
 from genaug.types import DataError, GenerativeModel, Spec, UserError, Weights
 
@@ -42,21 +41,6 @@ class Prepared:
         """The positions of the rare classes."""
         names = list(self.dataset.class_names)
         return tuple(names.index(name) for name in self.experiment.data.rare_classes)
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content; a damaged one is a UserError."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read as JSON ({error}): use another --run-dir."
-        ) from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def check_claim(directory: Path, experiment: Experiment) -> None:

@@ -81,6 +81,7 @@ def nothing(tmp_path):
 
 FIELDS = [
     # fields of the tiny experiment, exit code, words of the line
+    (("--model.latent-dim", "0"), 2, ["model.latent-dim", "at least 1"]),
     (("--model.latent-dmi", "3"), 2, ["--model.latent-dmi", "Did you mean --model.latent-dim?"]),
     (("--data.source", "digit"), 3, ["'digit'", "did you mean 'digits'?"]),
     (("--data.source", "absent.npz"), 3, ["absent.npz", "accepted are"]),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaug import checkpoint, parallel
+from genaug import checkpoint, files, parallel
 from genaug.models.cvae import CVAE
 from genaug.nets.autoencoder import MLP
 from genaug.parallel import Mesh
@@ -259,12 +259,12 @@ def test_the_mark_holds_the_digest_of_every_file(saved):
 
 def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    checkpoint.write_atomically(path, "old")
+    files.write_atomically(path, "old")
 
     def full(fd):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.write_atomically(path, "new")
+        files.write_atomically(path, "new")
     assert path.read_text() == "old"

@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_run import tiny
 
 from genaug import export, parallel, runs
+from genaug.commands import folder_names
 from genaug.data import load
 from genaug.evaluation import classifier
 from genaug.evaluation.classifier import Classifier
@@ -203,3 +204,7 @@ def test_report_writes_the_page_again(run_cli, finished_copy, capsys):
     assert run_cli("report", finished_copy) == 0
     assert page.stat().st_size > 10_000
     assert str(page) in capsys.readouterr().out
+
+
+def test_classes_get_folders_of_their_own():
+    assert folder_names(["a", "<a", ">a", "..", "b/c"]) == ["a", "_a_1", "_a_2", "_", "b_c"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_run import files, subprocess_environment, tiny
 
-from genaug import checkpoint, export, job, report, runs
+from genaug import arms, checkpoint, export, job, report, runs
 from genaug.data import splits as splitting
 from genaug.evaluation import study as studies
 
@@ -196,7 +196,7 @@ STOPS = [
      "study/none__longer.npz", "study/class_weights.npz"),
     ("between arms", job.classifier, "train_replicas", 3, False,
      "study/SMOTE.npz", "study/affine.npz"),
-    ("judge kept, its arm not", job, "save_arrays", 1, True,
+    ("judge kept, its arm not", arms, "save_arrays", 1, True,
      "study/judge.npz", "study/affine___elastic.npz"),
     ("before drawing", job, "draw", 0, False, "study/affine___elastic.npz", "synthetic"),
     ("drawn and not kept", job, "draw", 0, True, "study/judge.npz", "synthetic"),

@@ -65,7 +65,7 @@ def test_infinities_are_written_and_read(tmp_path):
         ("a\rb\x00c\x07", "a�b�c�"),
         ("\x9b2J", "�2J"),
         ("del\x7f", "del�"),
-        ("tab\tnew\nline", "tab\tnew\nline"),
+        ("tab\tnew\nline", "tab�new�line"),
     ],
 )
 def test_control_characters_are_replaced(text, safe):

@@ -5,10 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_run import files, tiny
+from tiny_run import files as names_of
+from tiny_run import tiny
 
 import genaug
-from genaug import runs
+from genaug import files, runs
 from genaug.config import from_json
 from genaug.types import UserError
 
@@ -16,11 +17,11 @@ pytest_plugins = ["tiny_run"]
 
 
 def test_the_config_of_a_run_is_the_experiment(finished):
-    assert from_json(runs.read_json(finished / "config.json")) == tiny()
+    assert from_json(files.read_json(finished / "config.json")) == tiny()
 
 
 def test_the_environment_names_versions_and_devices(finished):
-    about = runs.read_json(finished / "environment.json")
+    about = files.read_json(finished / "environment.json")
     assert about["genaug"] == genaug.__version__
     assert about["jax"] == jax.__version__
     assert len(about["devices"]) == jax.device_count()
@@ -28,7 +29,7 @@ def test_the_environment_names_versions_and_devices(finished):
 
 
 def test_the_description_of_the_data_counts_every_split(finished):
-    about = runs.read_json(finished / "data.json")
+    about = files.read_json(finished / "data.json")
     assert about["name"] == "digits"
     assert "CC BY 4.0" in about["licence"]
     assert len(about["fingerprint"]) == 64
@@ -59,7 +60,7 @@ def test_preparing_twice_is_the_same_and_the_rare_classes_are_positions(tmp_path
     assert one.rare == other.rare == (2, 5, 8)
     for a, b in zip(one.splits, other.splits, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert files(tmp_path / "run") == {"config.json", "data.json", "environment.json"}
+    assert names_of(tmp_path / "run") == {"config.json", "data.json", "environment.json"}
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe"])
@@ -68,15 +69,15 @@ def test_json_that_cannot_be_read_is_named(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.json cannot be read as JSON"):
-        runs.read_json(path)
+        files.read_json(path)
 
 
 def test_json_is_written_whole_and_leaves_no_partial_file(tmp_path):
-    runs.write_json(tmp_path / "deep" / "x.json", {"a": [1, None]})
+    files.write_json(tmp_path / "deep" / "x.json", {"a": [1, None]})
     assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": [1, None]}
     with pytest.raises(TypeError):
-        runs.write_json(tmp_path / "deep" / "x.json", {"a": object()})
-    assert files(tmp_path) == {"deep/x.json"}
+        files.write_json(tmp_path / "deep" / "x.json", {"a": object()})
+    assert names_of(tmp_path) == {"deep/x.json"}
     assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": [1, None]}
 
 

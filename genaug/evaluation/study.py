@@ -254,8 +254,10 @@ def points(difference: float) -> str:
     return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
-def verdict(comparison: Comparison, study: Study) -> Verdict:
+def verdict(comparison: Comparison, study: Study, num_generated: int) -> Verdict:
     """Use generated data only where its whole interval against the bar is a gain."""
+    if not num_generated:
+        return Verdict(False, "DO NOT USE IT: no generated image passed the checks.")
     candidate, bar = comparison.candidate, comparison.bar
     gain = comparison.against_bar[candidate.name][study.metric]
     words = study.metric.replace("_", " ")

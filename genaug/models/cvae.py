@@ -48,6 +48,7 @@ class CVAE:
         label_spec = spec.get("label")
         if not isinstance(label_spec, LabelSpec):
             raise UserError("A CVAE needs class labels, and this dataset has none: use a VAE.")
+        vae.check_latent_dim(self.latent_dim)
         num_classes = label_spec.num_classes
         height, width, channels = spec["image"].shape
         encoder: Any = self.net.encoder(self.latent_dim)

@@ -54,6 +54,7 @@ class VAE:
 
     def make(self, spec: Spec) -> GenerativeModel:
         """The VAE of images shaped as `spec["image"]`."""
+        check_latent_dim(self.latent_dim)
         height, width, channels = spec["image"].shape
         encoder: Any = self.net.encoder(self.latent_dim)
         decoder: Any = self.net.decoder(
@@ -100,6 +101,12 @@ class VAE:
             )
 
         return from_loss(init, loss, sample, self.optimizer, score=score, ema_decay=self.ema_decay)
+
+
+def check_latent_dim(latent_dim: int) -> None:
+    """Refuse a latent space without dimensions."""
+    if latent_dim < 1:
+        raise UserError(f"model.latent-dim is {latent_dim}; it must be at least 1.")
 
 
 def to_net(x: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:

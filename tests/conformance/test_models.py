@@ -1,6 +1,7 @@
 """What every family must do, over every `experiments/*.py::tiny()`. No family is named here."""
 
 import dataclasses
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,12 +76,18 @@ def mesh_of(count: int) -> jax.sharding.Mesh:
     return parallel.make_mesh(Mesh(data=count))
 
 
+@functools.lru_cache
+def compiled(step: Any, mesh: jax.sharding.Mesh) -> Any:
+    """One program for all tests of a family on a mesh."""
+    return parallel.compile_steps(step, mesh)
+
+
 def train(case: Case, count: int, mesh: jax.sharding.Mesh, state=None, start: int = 0):
     """`count` updates in calls of 5."""
     key = jax.random.key(7)
     if state is None:
         state = parallel.compile_init(case.model.init, mesh)(key)
-    run = parallel.compile_steps(case.model.step, mesh)
+    run = compiled(case.model.step, mesh)
     history = []
     for first in range(start, start + count, 5):
         stack = parallel.split_rows(case.stack(first, 5), mesh, axis=1)
@@ -129,7 +136,7 @@ def test_loss_falls_on_fixed_examples(case):
     fixed = jax.tree.map(lambda x: np.repeat(x[:1], 5, axis=0), case.stack(0, 5))
     mesh = mesh_of(1)
     state = parallel.compile_init(case.model.init, mesh)(jax.random.key(0))
-    run = parallel.compile_steps(case.model.step, mesh)
+    run = compiled(case.model.step, mesh)
     losses = []
     for first in range(0, 150, 5):
         state, metrics = run(state, fixed, jax.random.key(1), first)

@@ -229,7 +229,7 @@ def answer(parts, study=STUDY):
     baselines = [arm(name) for name in parts if "weight" not in name]
     generative = [arm(name, name.split(",")[0]) for name in parts if "weight" in name]
     found = compare(baselines, generative, parts, JUDGED, study)
-    return found, verdict(found, study)
+    return found, verdict(found, study, 1)
 
 
 def test_a_clear_gain_is_worth_using():
@@ -330,7 +330,7 @@ def test_the_level_and_the_metric_are_in_the_sentence():
 )
 def test_the_whole_interval_decides(low, estimate, high, use, words):
     gain = {"g": {"balanced_accuracy": Interval(estimate, low, high)}}
-    said = verdict(Comparison(arm("a"), {}, arm("g"), gain), STUDY)
+    said = verdict(Comparison(arm("a"), {}, arm("g"), gain), STUDY, 1)
     assert said.use == use
     assert said.sentence.startswith("USE IT" if use else "DO NOT USE IT")
     assert words in said.sentence
@@ -346,5 +346,12 @@ def test_points_have_a_sign_and_no_negative_zero(value, text):
 
 def test_a_sentence_has_no_negative_zero():
     gain = {"g": {"balanced_accuracy": Interval(-0.0001, -0.0004, 0.0003)}}
-    said = verdict(Comparison(arm("a"), {}, arm("g"), gain), STUDY)
+    said = verdict(Comparison(arm("a"), {}, arm("g"), gain), STUDY, 1)
     assert "+0.0 points of balanced accuracy (95 % interval +0.0 to +0.0)" in said.sentence
+
+
+def test_without_a_generated_image_there_is_nothing_to_use():
+    gain = {"g": {STUDY.metric: Interval(0.5, 0.4, 0.6)}}
+    said = verdict(Comparison(arm("a"), {}, arm("g"), gain), STUDY, 0)
+    assert not said.use
+    assert "no generated image" in said.sentence
