@@ -1,7 +1,11 @@
 """A convolutional VAE of the MNIST digits, unconditional, over bytes (discretised logistic).
 
-genaug train experiments/mnist_vae.py
-genaug sample runs/mnist_vae --n 100
+    genaug train experiments/mnist_vae.py
+    genaug sample runs/mnist_vae --n 100
+
+2 CPU cores (x86-64): 166 s, other work beside it. One run; mean ± standard error over 500 held-out
+images: ELBO -1041 ± 24 nats, importance-weighted bound (k = 16) -1017 ± 22 nats, 1.87 ± 0.04 bits
+per dimension. Lines are sharp, about one sample in four is no digit: the prior's gaps.
 """
 
 import dataclasses
@@ -25,9 +29,9 @@ def config() -> Experiment:
             net=ConvNet(features=(32, 64), hidden=128),
             likelihood=DiscretizedLogistic(),
             augment=0.25,
-            optimizer=Adam(learning_rate=1e-3, clip_norm=100.0, decay_steps=3000),
+            optimizer=Adam(learning_rate=1e-3, clip_norm=100.0, decay_steps=2000),
         ),
-        train=Train(num_steps=3000),
+        train=Train(num_steps=2000),
     )
 
 

@@ -72,7 +72,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
             log[0].write(step, metrics)
             latest.update(metrics)
             shown = [f"{k} {latest[k]:.1f}" for k in ("loss", "valid_elbo") if k in latest]
-            progress.advance(step, "  ".join(shown))
+            progress.advance(step, " ".join(shown))
 
         state = fit(
             run.model,
@@ -198,7 +198,7 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
     """Every stage, and the results as they are written to results.json."""
     experiment, study = run.experiment, run.experiment.study
     announce(run, console)
-    weights = train(run, console, "[1/5] train")
+    weights = train(run, console, "[1/5]")
     sampler = make_sampler(run.model, weights, run.mesh)
     model_digest = export.digest(jax.device_get(weights))
 
@@ -213,7 +213,7 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
     )
     arms = Arms(run)
     baselines = studies.baseline_arms(pool, missing, study.warp)
-    arms.train(baselines, pool, "[2/5] compare without a generator", console)
+    arms.train(baselines, pool, "[2/5] without a generator", console)
 
     judge = classifier.judge(study.classifier, len(counts), arms.judge_params())
     console.print(f"[3/5] draw {missing.sum():,} samples", end="")
@@ -234,7 +234,7 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
         study.metric,
     )
     generative = studies.generative_arms(pool, missing, study.weights, classical)
-    arms.train(generative, pool, "[4/5] compare with generated data", console)
+    arms.train(generative, pool, "[4/5] with generated images", console)
     comparison = studies.compare(baselines, generative, arms.parts, judged, study)
 
     console.print("[5/5] audit and report")
@@ -326,6 +326,7 @@ def assemble(
         return {
             "name": arm.name,
             "family": arm.family,
+            "base": arm.base,
             "generative": arm.weight > 0,
             "weight": arm.weight,
             "valid": scores(parts[arm.name].valid, judged.valid_labels),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from genaug.files import write_atomically
 
@@ -81,17 +82,10 @@ class Bar:
         self._began, self._first, self._said = time.monotonic(), 0, time.monotonic()
         self._progress: Progress | None = None
         if console.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[words]}"),
-                console=console,
-                transient=True,
-            )
-            self._task = self._progress.add_task(title, total=total, rate="", words="")
+            # One column of text: rich would shorten several to fit, and the figures go first.
+            text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
+            self._progress = Progress(BarColumn(5), text, console=console, transient=True)
+            self._task = self._progress.add_task(title, total=total)
             self._progress.start()
 
     def start_at(self, count: int) -> None:
@@ -104,15 +98,14 @@ class Bar:
         """Say that `count` of the total are done."""
         elapsed = max(time.monotonic() - self._began, 1e-6)
         per_second = (count - self._first) / elapsed
-        rate = f"{per_second:,.1f} {self._unit}/s"
+        left = f" ETA {(self._total - count) / per_second:.0f} s" if per_second else ""
+        rate = f"{per_second:.3g} {self._unit}/s{left}"
+        line = f"{self._title} {count}/{self._total} {rate} {words}"
         if self._progress:
-            self._progress.update(self._task, completed=count, rate=rate, words=words)
+            self._progress.update(self._task, completed=count, description=line)
         elif time.monotonic() - self._said > LINE_EVERY_SECONDS:
             self._said = time.monotonic()
-            left = (self._total - count) / per_second if per_second else 0.0
-            self._console.print(
-                f"{self._title}  {count:,}/{self._total:,}  {rate}  ETA {left:.0f} s  {words}"
-            )
+            self._console.print(line)
 
     def stop(self) -> None:
         """Take the bar off the screen."""

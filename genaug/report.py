@@ -170,7 +170,8 @@ def _role(name: str, results: Mapping[str, Any]) -> str:
         return "bar to beat"
     if name == results["candidate"]:
         return "candidate"
-    return "chosen weight" if name in results["chosen"].values() else ""
+    generative = {arm["name"] for arm in results["arms"] if arm["generative"]}
+    return "chosen weight" if name in generative & {*results["chosen"].values()} else ""
 
 
 def _differences(results: Mapping[str, Any]) -> dict[str, list[float]]:

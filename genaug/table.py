@@ -44,13 +44,14 @@ def results_table(results: Mapping[str, Any]) -> str:
     metric = results["metric"]
     columns = [(key, title) for key, title in COLUMNS if key in results["arms"][0]["test"]]
     marks = {results["bar"]: "bar to beat", results["candidate"]: "candidate"}
-    for name in results["chosen"].values():
-        marks.setdefault(name, "chosen weight")
+    for arm in results["arms"]:
+        if arm["generative"] and arm["name"] in results["chosen"].values():
+            marks.setdefault(arm["name"], "chosen weight")
     level = f"{100 * results['level']:g} %"
     head = [
         f"test scores, {results['num_seeds']} seeds",
         *(title for _, title in columns),
-        f"{metric.replace('_', ' ')} vs bar ({level})",
+        f"{dict(COLUMNS)[metric]} vs bar ({level})",
         "",
     ]
     rows = [head]

@@ -73,7 +73,11 @@ def test_results_hold_every_arm_a_verdict_and_an_audit_beside_its_floors(results
         assert len(arm["test"]["balanced_accuracy"]) == results["num_seeds"] == 2
         assert set(arm["against_bar"]) >= {"balanced_accuracy", "accuracy"}
     assert results["bar"] in names
-    assert results["candidate"] in results["chosen"].values()
+    names = {arm["name"]: arm for arm in results["arms"]}
+    assert names[results["candidate"]]["generative"]
+    for family, chosen in results["chosen"].items():
+        members = [arm for arm in results["arms"] if arm["family"] == family]
+        assert chosen in {members[0]["base"], *(arm["name"] for arm in members)}
     assert results["verdict"]["sentence"].startswith(("USE IT", "DO NOT USE IT"))
     audit = {entry["name"]: entry for entry in results["audit"]}
     assert {"fd/classifier", "precision", "recall", "closer_to_train", "exact_copies"} <= set(audit)

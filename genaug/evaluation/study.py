@@ -58,6 +58,7 @@ class Arm(NamedTuple):
 
     name: str
     family: str  # arms of one family differ in the weight alone
+    base: str  # name of the arm that the family is at weight 0
     weight: float  # share of generated draws in the classes that were generated; 0 = none
     draws: Float[np.ndarray, " n"]  # probability of every image of the pool
     class_weights: Float[np.ndarray, " k"]
@@ -135,7 +136,7 @@ def baseline_arms(pool: Pool, wanted: Int[np.ndarray, " k"], warp: Warp) -> list
     balanced = balanced_draws(pool, wanted, 0.0)
 
     def arm(name: str, draws: np.ndarray, **changes: Any) -> Arm:
-        return Arm(name, name, 0.0, draws, ones, 1, warp.none())._replace(**changes)
+        return Arm(name, name, name, 0.0, draws, ones, 1, warp.none())._replace(**changes)
 
     return [
         arm("none", real),
@@ -156,13 +157,14 @@ def generative_arms(
         classical._replace(
             name=f"{family}, weight {weight:g}",
             family=family,
+            base=base,
             weight=weight,
             draws=balanced_draws(pool, wanted, weight),
             strength=strength,
         )
-        for family, strength in (
-            (GENERATED, Strength()),
-            (CLASSICAL_AND_GENERATED, classical.strength),
+        for family, base, strength in (
+            (GENERATED, "oversampling", Strength()),
+            (CLASSICAL_AND_GENERATED, classical.name, classical.strength),
         )
         for weight in weights
     ]
@@ -210,8 +212,8 @@ class Comparison(NamedTuple):
     """What the study found."""
 
     bar: Arm  # the strongest non-generative arm
-    chosen: dict[str, Arm]  # by generative family, the weight that validation chose
-    candidate: Arm  # the better of the chosen generative arms
+    chosen: dict[str, Arm]  # by generative family, what validation chose; its base is weight 0
+    candidate: Arm  # the generative arm that validation puts first
     against_bar: dict[str, dict[str, Interval]]  # arm -> metric -> test difference to the bar
 
 
@@ -224,12 +226,12 @@ def compare(
 ) -> Comparison:
     """Choose on validation data, and measure every arm against the bar on test data."""
     bar = best(baselines, parts, judged, study.metric)
-    families = dict.fromkeys(arm.family for arm in generative)
-    chosen = {
-        family: best([a for a in generative if a.family == family], parts, judged, study.metric)
-        for family in families
-    }
-    candidate = best(list(chosen.values()), parts, judged, study.metric)
+    chosen = {}
+    for family in dict.fromkeys(arm.family for arm in generative):
+        arms = [arm for arm in generative if arm.family == family]
+        at_zero = [arm for arm in baselines if arm.name == arms[0].base]
+        chosen[family] = best([*at_zero, *arms], parts, judged, study.metric)
+    candidate = best(generative, parts, judged, study.metric)
     labels, num_seeds = judged.test_labels, len(parts[bar.name].test)
     weights = resampling(labels, num_seeds, draws=study.bootstrap_draws, seed=0)
     drawn = {
@@ -266,7 +268,9 @@ def verdict(comparison: Comparison, study: Study, num_generated: int) -> Verdict
         f"{points(gain.low)} to {points(gain.high)}) against {bar.name}, "
         "the best arm without a generator"
     )
-    if gain.low > 0:
+    if comparison.chosen[candidate.family].weight == 0:
+        interval += "; validation prefers to do without (weight 0)"
+    elif gain.low > 0:
         return Verdict(True, f"USE IT: {candidate.name} gains {interval}.")
     if gain.high < 0:
         return Verdict(False, f"DO NOT USE IT: {candidate.name} loses: {interval}.")

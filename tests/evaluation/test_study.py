@@ -215,8 +215,8 @@ def probabilities(accuracy, seed=0, num_seeds=4):
     return np.where(np.eye(2, dtype=bool)[shown], 0.9, 0.1)
 
 
-def arm(name, family=None):
-    return Arm(name, family or name, 0.0, np.ones(1), np.ones(2), 1, Strength())
+def arm(name, family=None, base="", weight=0.0):
+    return Arm(name, family or name, base, weight, np.ones(1), np.ones(2), 1, Strength())
 
 
 def part(valid, test=None, seed=0):
@@ -225,9 +225,13 @@ def part(valid, test=None, seed=0):
     )
 
 
-def answer(parts, study=STUDY):
+def answer(parts, study=STUDY, base=""):
     baselines = [arm(name) for name in parts if "weight" not in name]
-    generative = [arm(name, name.split(",")[0]) for name in parts if "weight" in name]
+    generative = [
+        arm(name, name.split(",")[0], base, float(name.split()[-1]))
+        for name in parts
+        if "weight" in name
+    ]
     found = compare(baselines, generative, parts, JUDGED, study)
     return found, verdict(found, study, 1)
 
@@ -290,6 +294,18 @@ def test_all_choices_are_made_on_validation_data_alone():
     assert found.against_bar["affine"]["balanced_accuracy"] == Interval(0, 0, 0)
 
 
+def test_a_gain_that_validation_does_not_see_is_not_used():
+    """Weight 0 is one of the choices: the arm that the family is built on."""
+    parts = {"affine": part(0.8, 0.6), "generated, weight 1": part(0.7, 0.9, seed=5)}
+    found, said = answer(parts, base="affine")
+    assert found.chosen["generated"].name == "affine"
+    assert found.candidate.name == "generated, weight 1"
+    assert found.against_bar["generated, weight 1"][STUDY.metric].low > 0
+    assert not said.use
+    assert "validation prefers to do without (weight 0)" in said.sentence
+    assert answer(parts)[1].use, "without that choice it would be"
+
+
 def test_the_metric_of_the_study_decides():
     """Class 1 is rare: an arm that never names it has the better accuracy."""
     labels = np.repeat(np.arange(2, dtype=np.int32), [90, 10])
@@ -330,7 +346,7 @@ def test_the_level_and_the_metric_are_in_the_sentence():
 )
 def test_the_whole_interval_decides(low, estimate, high, use, words):
     gain = {"g": {"balanced_accuracy": Interval(estimate, low, high)}}
-    said = verdict(Comparison(arm("a"), {}, arm("g"), gain), STUDY, 1)
+    said = verdict(Comparison(arm("a"), {"g": arm("g", weight=1.0)}, arm("g"), gain), STUDY, 1)
     assert said.use == use
     assert said.sentence.startswith("USE IT" if use else "DO NOT USE IT")
     assert words in said.sentence
@@ -346,12 +362,12 @@ def test_points_have_a_sign_and_no_negative_zero(value, text):
 
 def test_a_sentence_has_no_negative_zero():
     gain = {"g": {"balanced_accuracy": Interval(-0.0001, -0.0004, 0.0003)}}
-    said = verdict(Comparison(arm("a"), {}, arm("g"), gain), STUDY, 1)
+    said = verdict(Comparison(arm("a"), {"g": arm("g", weight=1.0)}, arm("g"), gain), STUDY, 1)
     assert "+0.0 points of balanced accuracy (95 % interval +0.0 to +0.0)" in said.sentence
 
 
 def test_without_a_generated_image_there_is_nothing_to_use():
     gain = {"g": {STUDY.metric: Interval(0.5, 0.4, 0.6)}}
-    said = verdict(Comparison(arm("a"), {}, arm("g"), gain), STUDY, 0)
+    said = verdict(Comparison(arm("a"), {"g": arm("g", weight=1.0)}, arm("g"), gain), STUDY, 0)
     assert not said.use
     assert "no generated image" in said.sentence
