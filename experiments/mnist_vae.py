@@ -5,7 +5,7 @@
 
 2 CPU cores (x86-64): 166 s, other work beside it. One run; mean ± standard error over 500 held-out
 images: ELBO -1041 ± 24 nats, importance-weighted bound (k = 16) -1017 ± 22 nats, 1.87 ± 0.04 bits
-per dimension. Lines are sharp, about one sample in four is no digit: the prior's gaps.
+per dimension. Many samples are no clear digit: codes of real images leave gaps in the prior.
 """
 
 import dataclasses
