@@ -2,14 +2,15 @@
 
     genaug run experiments/image_folder.py --data.source PATH --data.image-size 32
 
-Every class is brought to the size of the largest one with a convolutional CVAE's samples, and the
-report says whether that beats class weights, oversampling, SMOTE and classical augmentation.
-Mirrored or rotated images are no classical baseline here: whether they keep their class depends on
-the data. Set `--study.warp.*` to what does.
+Every class is brought to twice the size of the largest one with a convolutional CVAE's samples, and
+the report says whether that beats class weights, oversampling, SMOTE and classical augmentation.
+Mirror images are no classical baseline here, and rotations are small: what keeps its class depends
+on the data. Set `--study.warp.*` to what does.
 """
 
 import dataclasses
 
+from genaug.augmentation import Balance
 from genaug.config import Experiment
 from genaug.data import Data
 from genaug.evaluation.classifier import Classifier
@@ -35,6 +36,7 @@ def config() -> Experiment:
             optimizer=Adam(learning_rate=1e-3, clip_norm=1000.0),
         ),
         train=Train(num_steps=3000, batch_size=64, class_balance=0.5),
+        balance=Balance(factor=2.0),
         study=Study(classifier=Classifier(features=(16, 32, 64))),
     )
 

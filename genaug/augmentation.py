@@ -24,7 +24,8 @@ Judge = Callable[[Images], Float[np.ndarray, "n k"]]
 class Balance:
     """Bring every class to `per_class` examples."""
 
-    per_class: int | None = None  # None = as many as the largest class has
+    per_class: int | None = None  # None = `factor` times as many as the largest class has
+    factor: float = 1.0  # above 1, balanced classes are drawn for too
     max_draws: float = 8.0  # stop after this many draws for every example wanted
     temperature: float = 1.0  # of the latent noise
 
@@ -56,7 +57,9 @@ def wanted(counts: Int[np.ndarray, " k"], plan: Balance) -> Int[np.ndarray, " k"
     """How many examples every class lacks."""
     if plan.per_class is not None and plan.per_class < 1:
         raise UserError(f"balance.per-class is {plan.per_class}; it must be at least 1.")
-    target = int(counts.max()) if plan.per_class is None else plan.per_class
+    target = plan.per_class
+    if target is None:
+        target = round(plan.factor * int(counts.max()))
     return np.maximum(target - counts, 0)
 
 

@@ -200,14 +200,14 @@ def data_list() -> str:
 
 def doctor() -> str:
     """Versions, devices, extras, data: what a run would find."""
-    lines = [f"{name:16}{value}" for name, value in _flat(runs.environment())]
+    lines = [f"{name:18}{value}" for name, value in _flat(runs.environment())]
     for extra, modules in EXTRAS.items():
         missing = [m for m in modules if importlib.util.find_spec(m) is None]
         state = f'missing {", ".join(missing)}: pip install "genaug[{extra}]"' if missing else "ok"
-        lines.append(f"{f'[{extra}]':16}{state}")
+        lines.append(f"{f'[{extra}]':18}{state}")
     for entry in catalogue():
         if entry.kind == "built-in":
-            lines.append(f"{entry.name:16}{'found' if entry.found else f'not found: {entry.how}'}")
+            lines.append(f"{entry.name:18}{'found' if entry.found else f'not found: {entry.how}'}")
     return "\n".join(lines)
 
 

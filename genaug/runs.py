@@ -15,6 +15,7 @@ import numpy as np
 
 import genaug
 from genaug import checkpoint, parallel, train
+from genaug.augmentation import Balance, wanted
 from genaug.config import Experiment, differences, experiment_from_json, to_json
 from genaug.data import Data, Dataset, Splits, load, split
 from genaug.export import spec_from_json, spec_to_json
@@ -66,6 +67,7 @@ def check(experiment: Experiment) -> None:
     least: dict[str, tuple[float | None, float]] = {
         "seed": (experiment.seed, 0),
         "balance.per-class": (balance.per_class, 1),
+        "balance.factor": (balance.factor, 1),
         "balance.max-draws": (balance.max_draws, 1),
         "balance.temperature": (balance.temperature, 0),
         "study.num-seeds": (study.num_seeds, 1),
@@ -96,7 +98,9 @@ def check(experiment: Experiment) -> None:
         raise UserError("study.metric rare_recall needs data.rare-classes: the classes it is of.")
 
 
-def check_comparable(dataset: Dataset, splits: Splits, model: GenerativeModel) -> None:
+def check_comparable(
+    dataset: Dataset, splits: Splits, model: GenerativeModel, balance: Balance
+) -> None:
     """Refuse at the start what the comparison would stop at after hours of training."""
     if len(dataset.class_names) < 2:
         raise DataError(
@@ -108,6 +112,12 @@ def check_comparable(dataset: Dataset, splits: Splits, model: GenerativeModel) -
             raise UserError(
                 f"There are no images to compare arms on: use a --data.{name}-fraction above 0."
             )
+    counts = np.bincount(dataset.labels[splits.train], minlength=len(dataset.class_names))
+    if not wanted(counts, balance).any():
+        raise UserError(
+            f"The balance plan asks for nothing: every class has at least {counts.min()} training "
+            f"images already. Use --balance.per-class {2 * counts.max()}, or --balance.factor 2."
+        )
     if importlib.util.find_spec("imblearn") is None:
         raise UserError('The SMOTE arm needs imbalanced-learn: pip install "genaug[demo]".')
     one = jax.ShapeDtypeStruct((1,), np.int32)
@@ -138,7 +148,7 @@ def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) ->
         )
     model = experiment.model.make(dataset.spec)
     if compare:
-        check_comparable(dataset, splits, model)
+        check_comparable(dataset, splits, model, experiment.balance)
     about = describe_data(dataset, splits)
     path = directory / "data.json"
     if path.is_file() and read_json(path) != about:

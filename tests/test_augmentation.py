@@ -97,6 +97,12 @@ def test_a_target_below_one_is_refused():
         wanted(np.array([3]), Balance(per_class=0))
 
 
+def test_a_factor_asks_for_more_of_balanced_classes_too():
+    got = wanted(np.array([10, 10, 4]), Balance(factor=1.5))
+    np.testing.assert_array_equal(got, [5, 5, 11])
+    np.testing.assert_array_equal(wanted(np.array([9, 10]), Balance(per_class=9, factor=3.0)), [0, 0])
+
+
 def test_what_is_missing_is_drawn_and_the_counts_add_up(key):
     drawn = draw_with(key, [0, 7, 20])
     kept = np.bincount(drawn.labels, minlength=NUM_CLASSES)

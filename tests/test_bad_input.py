@@ -81,6 +81,8 @@ def nothing(tmp_path):
 
 FIELDS = [
     # fields of the tiny experiment, exit code, words of the line
+    (("--balance.per-class", "1"), 2, ["asks for nothing", "--balance.factor 2"]),
+    (("--balance.factor", "0.5"), 2, ["balance.factor is 0.5", "at least 1"]),
     (("--model.latent-dim", "0"), 2, ["model.latent-dim", "at least 1"]),
     (("--model.latent-dmi", "3"), 2, ["--model.latent-dmi", "Did you mean --model.latent-dim?"]),
     (("--data.source", "digit"), 3, ["'digit'", "did you mean 'digits'?"]),
