@@ -32,7 +32,7 @@ def use_cpu_cores_as_devices() -> None:
     """Make every CPU core a device; call before JAX is first used.
 
     XLA runs one convolution on little more than one core, so two devices on two cores train a
-    convolutional model almost twice as fast. `GENAUG_CPU_DEVICES=1` turns it off. On a machine
+    convolutional model 1.4 times as fast (benchmarks/RESULTS.md). `GENAUG_CPU_DEVICES=1` turns it off. On a machine
     with an accelerator it changes nothing that genaug uses.
     """
     wanted = os.environ.get("GENAUG_CPU_DEVICES") or str(len(os.sched_getaffinity(0)))
@@ -138,8 +138,8 @@ def compile_replicas(
     """Independent runs of one function as one program: `(shared, rows) -> rows`.
 
     Every device takes its share of the rows one after another. (Under `vmap` the convolutions of
-    runs with different weights become grouped ones: 3 times slower on XLA's CPU backend.)
-    The number of rows must be a multiple of the number of devices.
+    runs with different weights become grouped ones: 3.2 times slower on XLA's CPU backend,
+    benchmarks/RESULTS.md.) The number of rows must be a multiple of the number of devices.
     """
 
     def on_each_device(shared: Any, rows: Any) -> Any:

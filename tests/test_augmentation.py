@@ -100,7 +100,9 @@ def test_a_target_below_one_is_refused():
 def test_a_factor_asks_for_more_of_balanced_classes_too():
     got = wanted(np.array([10, 10, 4]), Balance(factor=1.5))
     np.testing.assert_array_equal(got, [5, 5, 11])
-    np.testing.assert_array_equal(wanted(np.array([9, 10]), Balance(per_class=9, factor=3.0)), [0, 0])
+    np.testing.assert_array_equal(
+        wanted(np.array([9, 10]), Balance(per_class=9, factor=3.0)), [0, 0]
+    )
 
 
 def test_what_is_missing_is_drawn_and_the_counts_add_up(key):

@@ -107,6 +107,13 @@ def trainer(
     config: Classifier, num_classes: int, smoothing: float, mesh: jax.sharding.Mesh
 ) -> Callable[..., tuple[Params, Float[Array, "s n k"]]]:
     """The program `((condition, images to judge), keys [s]) -> (params, probabilities)`."""
+    return parallel.compile_replicas(replica_fn(config, num_classes, smoothing), mesh)
+
+
+def replica_fn(
+    config: Classifier, num_classes: int, smoothing: float
+) -> Callable[..., tuple[Params, Float[Array, "n k"]]]:
+    """One replica: `((condition, images to judge), key) -> (params, probabilities)`."""
     net = net_of(config, num_classes)
     optimizer = optax.chain(
         optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay), optax.scale(-1.0)
@@ -153,7 +160,7 @@ def trainer(
         logits, _ = apply_blocked(net, params, judged)
         return params, jax.nn.softmax(logits)
 
-    return parallel.compile_replicas(replica, mesh)
+    return replica
 
 
 def train_replicas(

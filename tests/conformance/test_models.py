@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,11 +109,6 @@ def trained(case):
     return train(case, 20, mesh)
 
 
-def assert_equal(a: Any, b: Any) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
-
-
 def test_init_needs_no_data(case):
     state = jax.eval_shape(case.model.init, jax.random.key(0))
     assert jax.tree.leaves(state)
@@ -179,7 +175,7 @@ def test_one_device_and_eight_train_alike_under_sgd(sgd_case):
     start = sgd_case.model.init(jax.random.key(7))
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), one, start)
     assert max(jax.tree.leaves(moved)) > 1e-4, "SGD must have moved something"
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, eight)
+    chex.assert_trees_all_close(jax.device_get(one), jax.device_get(eight), rtol=1e-5, atol=1e-6)
 
 
 def test_saved_restored_and_continued_equals_unbroken(case, trained, tmp_path):
@@ -188,9 +184,9 @@ def test_saved_restored_and_continued_equals_unbroken(case, trained, tmp_path):
     checkpoint.save(tmp_path, 10, half)
     restored, step = checkpoint.restore(tmp_path, parallel.abstract(case.model.init, mesh))
     assert step == 10
-    assert_equal(restored, half)
+    chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(half))
     continued, _, _ = train(case, 10, mesh, restored, start=10)
-    assert_equal(continued, trained[0])
+    chex.assert_trees_all_equal(jax.device_get(continued), jax.device_get(trained[0]))
 
 
 def test_exported_and_loaded_equals_the_sampler(case, trained, tmp_path):
