@@ -20,6 +20,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genaug.types import Batch, Metrics, State, UserError, Weights
 
+DeviceMesh = jax.sharding.Mesh
+"""The devices that share the work; the rest of the house hands it on without looking inside."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
@@ -32,8 +35,8 @@ def use_cpu_cores_as_devices() -> None:
     """Make every CPU core a device; call before JAX is first used.
 
     XLA runs one convolution on little more than one core, so two devices on two cores train a
-    convolutional model 1.4 times as fast (benchmarks/RESULTS.md). `GENAUG_CPU_DEVICES=1` turns it off. On a machine
-    with an accelerator it changes nothing that genaug uses.
+    convolutional model 1.4 times as fast (benchmarks/RESULTS.md). `GENAUG_CPU_DEVICES=1` turns it
+    off. On a machine with an accelerator it changes nothing that genaug uses.
     """
     wanted = os.environ.get("GENAUG_CPU_DEVICES") or str(len(os.sched_getaffinity(0)))
     if not wanted.isdigit() or int(wanted) < 1:
@@ -41,7 +44,7 @@ def use_cpu_cores_as_devices() -> None:
     jax.config.update("jax_num_cpu_devices", int(wanted))
 
 
-def make_mesh(config: Mesh) -> jax.sharding.Mesh:
+def make_mesh(config: Mesh) -> DeviceMesh:
     """The mesh a config asks for; refused when the machine has fewer devices."""
     available = jax.device_count()
     num_devices = available if config.data == -1 else config.data
@@ -54,7 +57,7 @@ def make_mesh(config: Mesh) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
 
-def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
+def check_batch_size(batch_size: int, mesh: DeviceMesh) -> None:
     """Refuse a batch that the devices cannot share equally."""
     devices = mesh.size
     if batch_size < 1 or batch_size % devices:
@@ -65,38 +68,38 @@ def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+def _replicated(mesh: DeviceMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _split(mesh: jax.sharding.Mesh, axis: int = 0) -> NamedSharding:
+def _split(mesh: DeviceMesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+def replicate(tree: Any, mesh: DeviceMesh) -> Any:
     """A copy of every array on every device."""
     return jax.device_put(tree, _replicated(mesh))
 
 
-def split_rows(batch: Any, mesh: jax.sharding.Mesh, axis: int = 0) -> Any:
+def split_rows(batch: Any, mesh: DeviceMesh, axis: int = 0) -> Any:
     """A batch (or, with axis 1, a stack of batches) with its examples split over the devices."""
     return jax.device_put(batch, _split(mesh, axis))
 
 
-def abstract(init: Callable[[jax.Array], State], mesh: jax.sharding.Mesh) -> State:
+def abstract(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> State:
     """The state's shapes, dtypes and places, without computing it: a template to restore into."""
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
     whole = _replicated(mesh)
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes)
 
 
-def compile_init(init: Callable[[jax.Array], State], mesh: jax.sharding.Mesh) -> Callable:
+def compile_init(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> Callable:
     """`init(key)`, its state made in place on every device."""
     return jax.jit(init, out_shardings=_replicated(mesh))
 
 
 def compile_steps(
-    step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]], mesh: jax.sharding.Mesh
+    step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]], mesh: DeviceMesh
 ) -> Callable[[State, Batch, jax.Array, int], tuple[State, Metrics]]:
     """K steps as one program: `(state, stack of K batches, key, first step) -> (state, metrics)`.
 
@@ -125,7 +128,7 @@ def compile_steps(
 
 
 def compile_rows(
-    function: Callable[[Weights, jax.Array, Batch], Any], mesh: jax.sharding.Mesh
+    function: Callable[[Weights, jax.Array, Batch], Any], mesh: DeviceMesh
 ) -> Callable[..., Any]:
     """A function of rows, `(weights, key, rows) -> rows`, with its rows split over the devices."""
     whole, split = _replicated(mesh), _split(mesh)
@@ -133,7 +136,7 @@ def compile_rows(
 
 
 def compile_replicas(
-    function: Callable[[Any, Any], Any], mesh: jax.sharding.Mesh
+    function: Callable[[Any, Any], Any], mesh: DeviceMesh
 ) -> Callable[[Any, Any], Any]:
     """Independent runs of one function as one program: `(shared, rows) -> rows`.
 

@@ -35,7 +35,7 @@ class Prepared:
     dataset: Dataset
     splits: Splits
     model: GenerativeModel
-    mesh: Any
+    mesh: parallel.DeviceMesh
 
     @property
     def rare(self) -> tuple[int, ...]:
@@ -209,7 +209,7 @@ class Trained:
     model: GenerativeModel
     weights: Weights
     step: int
-    mesh: Any
+    mesh: parallel.DeviceMesh
 
 
 def open_run(directory: Path) -> Trained:

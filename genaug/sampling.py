@@ -36,7 +36,7 @@ class Sampler:
 
 
 def make_sampler(
-    model: GenerativeModel, weights: Weights, mesh: Any, block_size: int = 256
+    model: GenerativeModel, weights: Weights, mesh: parallel.DeviceMesh, block_size: int = 256
 ) -> Sampler:
     """The sampler of a model over a mesh."""
     block_size = -(-block_size // mesh.size) * mesh.size
@@ -44,7 +44,7 @@ def make_sampler(
 
 
 def make_scorer(
-    model: GenerativeModel, mesh: Any, block_size: int = 256
+    model: GenerativeModel, mesh: parallel.DeviceMesh, block_size: int = 256
 ) -> Callable[[Weights, jax.Array, Rows], dict[str, np.ndarray]]:
     """The model's per-example scores of any number of examples, in blocks of one size."""
     program = parallel.compile_rows(

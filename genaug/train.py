@@ -63,7 +63,7 @@ def fit(
     config: Train,
     *,
     key: jax.Array,
-    mesh: Any,
+    mesh: parallel.DeviceMesh,
     checkpoints: Path | None = None,
     hooks: Sequence[Hook] = (),
     log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,

@@ -104,7 +104,7 @@ def rate(step: Array, num_steps: Array, peak: float) -> Array:
 
 
 def trainer(
-    config: Classifier, num_classes: int, smoothing: float, mesh: jax.sharding.Mesh
+    config: Classifier, num_classes: int, smoothing: float, mesh: parallel.DeviceMesh
 ) -> Callable[..., tuple[Params, Float[Array, "s n k"]]]:
     """The program `((condition, images to judge), keys [s]) -> (params, probabilities)`."""
     return parallel.compile_replicas(replica_fn(config, num_classes, smoothing), mesh)
@@ -168,7 +168,7 @@ def train_replicas(
     condition: Condition,
     judged: UInt8[np.ndarray, "n h w c"],
     num_seeds: int,
-    mesh: jax.sharding.Mesh,
+    mesh: parallel.DeviceMesh,
 ) -> Trained:
     """Train a classifier for each seed from 0 up and judge the images with each.
 
