@@ -115,8 +115,8 @@ def check_comparable(
     counts = np.bincount(dataset.labels[splits.train], minlength=len(dataset.class_names))
     if not wanted(counts, balance).any():
         raise UserError(
-            f"The balance plan asks for nothing: every class has at least {counts.min()} training "
-            f"images already. Use --balance.per-class {2 * counts.max()}, or --balance.factor 2."
+            f"The balance plan asks for nothing: every class has {np.min(counts)} training images "
+            f"or more. Use --balance.per-class {2 * np.max(counts)}, or --balance.factor 2."
         )
     if importlib.util.find_spec("imblearn") is None:
         raise UserError('The SMOTE arm needs imbalanced-learn: pip install "genaug[demo]".')

@@ -94,8 +94,8 @@ def decode(path: Path, background: int) -> UInt8[np.ndarray, "h w c"]:
 def _pixels(image, background: int) -> np.ndarray:
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"gray values {values.min()} to {values.max()} exceed 16 bits")
+        if np.min(values) < 0 or np.max(values) > 65535:
+            raise ValueError(f"gray values {np.min(values)} to {np.max(values)} exceed 16 bits")
         return ((values + 128) // 257).astype(np.uint8)[..., None]
     alpha = image.has_transparency_data
     if image.mode in ("1", "L", "LA", "La"):
