@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,6 +61,15 @@ def wanted(counts: Int[np.ndarray, " k"], plan: Balance) -> Int[np.ndarray, " k"
     if target is None:
         target = round(plan.factor * int(counts.max()))
     return np.maximum(target - counts, 0)
+
+
+def require_labels(rows: Container[str]) -> None:
+    """Refuse a family whose samples have no labels: a plan counts by class."""
+    if "label" not in rows:
+        raise UserError(
+            "A balance plan needs a class-conditional family, and this one draws no labels: "
+            "use one that does (CVAE), or `genaug train` and `genaug sample`."
+        )
 
 
 def flat(images: Images) -> Float[np.ndarray, "n d"]:
@@ -184,11 +193,7 @@ def _measure(
     """Samples, and all that the checks need to know of them."""
     temperature = np.full(len(index), plan.temperature, np.float32)
     rows = sampler(key, {"index": index, "label": labels, "temperature": temperature})
-    if "label" not in rows:
-        raise UserError(
-            "A balance plan needs a class-conditional family, and this one draws no labels: "
-            "use one that does (CVAE), or `genaug train` and `genaug sample`."
-        )
+    require_labels(rows)
     near = nearest(flat(rows["image"]), train_pixels, k=1)
     return {
         "images": rows["image"],

@@ -95,14 +95,18 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
 def _scorer(
     run: Prepared, key: jax.Array, record: Callable[[int, dict[str, float]], None]
 ) -> Callable[[int, State], None]:
-    """Score the validation examples: the mean of every value the family gives."""
+    """Score the validation examples: mean and standard error of every value the family gives."""
     score = make_scorer(run.model, run.mesh)
     valid = run.dataset.arrays(run.splits.valid)
 
     def call(step: int, state: State) -> None:
         values = score(run.model.weights(state), key, valid) if len(run.splits.valid) else {}
-        if values:
-            record(step, {f"valid_{name}": float(np.mean(v)) for name, v in values.items()})
+        found: dict[str, float] = {}
+        for name, value in values.items():
+            found[f"valid_{name}"] = float(np.mean(value))
+            found[f"valid_{name}_se"] = float(np.std(value) / np.sqrt(len(value)))
+        if found:
+            record(step, found)
 
     return call
 

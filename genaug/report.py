@@ -357,7 +357,7 @@ def _curves(training: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A chart for each value of the training log, with its validation value where there is one."""
     found: dict[str, list[tuple[float, float]]] = {}
     for entry in training:
-        for key in entry.keys() - {"step"}:
+        for key in (k for k in entry if k != "step" and not k.endswith("_se")):
             found.setdefault(key, []).append((float(entry["step"]), floats([entry[key]])[0]))
     names = {key.removeprefix("valid_") for key in found}
     last = max((line["step"] for line in training), default=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ import numpy as np
 
 import genaug
 from genaug import checkpoint, parallel, train
-from genaug.augmentation import Balance, wanted
+from genaug.augmentation import Balance, require_labels, wanted
 from genaug.config import Experiment, differences, experiment_from_json, to_json
 from genaug.data import Data, Dataset, Splits, load, split
+from genaug.evaluation.study import require_smote
 from genaug.export import spec_from_json, spec_to_json
 from genaug.files import read_json, write_json
 from genaug.logs import plain
@@ -66,7 +66,6 @@ def check(experiment: Experiment) -> None:
     balance, filters, study = experiment.balance, experiment.filters, experiment.study
     least: dict[str, tuple[float | None, float]] = {
         "seed": (experiment.seed, 0),
-        "balance.per-class": (balance.per_class, 1),
         "balance.factor": (balance.factor, 1),
         "balance.max-draws": (balance.max_draws, 1),
         "balance.temperature": (balance.temperature, 0),
@@ -118,16 +117,11 @@ def check_comparable(
             f"The balance plan asks for nothing: every class has {np.min(counts)} training images "
             f"or more. Use --balance.per-class {2 * np.max(counts)}, or --balance.factor 2."
         )
-    if importlib.util.find_spec("imblearn") is None:
-        raise UserError('The SMOTE arm needs imbalanced-learn: pip install "genaug[demo]".')
+    require_smote()
     one = jax.ShapeDtypeStruct((1,), np.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     weights = jax.eval_shape(lambda key: model.weights(model.init(key)), key)
-    if "label" not in jax.eval_shape(model.sample, weights, key, {"index": one, "label": one}):
-        raise UserError(
-            "A balance plan needs a class-conditional family, and this one draws no labels: "
-            "use one that does (CVAE), or `genaug train` and `genaug sample`."
-        )
+    require_labels(jax.eval_shape(model.sample, weights, key, {"index": one, "label": one}))
 
 
 def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) -> Prepared:

@@ -8,6 +8,7 @@ measured on test data that nothing was fitted to or chosen by.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -87,14 +88,17 @@ def with_generated(pool: Pool, images: Images, labels: Labels) -> Pool:
     return filled
 
 
+def require_smote() -> None:
+    """Refuse to go on without the library of the SMOTE arm."""
+    if importlib.util.find_spec("imblearn") is None:
+        raise UserError('The SMOTE arm needs imbalanced-learn: pip install "genaug[demo]".')
+
+
 def smote(images: Images, labels: Labels, wanted: Int[np.ndarray, " k"]) -> More:
     """SMOTE (Chawla et al. 2002) on pixels: `wanted[c]` images between neighbours of class c."""
-    try:
-        from imblearn.over_sampling import SMOTE
-    except ImportError:
-        raise UserError(
-            'The SMOTE arm needs imbalanced-learn: pip install "genaug[demo]".'
-        ) from None
+    require_smote()
+    from imblearn.over_sampling import SMOTE
+
     counts = np.bincount(labels, minlength=len(wanted))
     targets = {c: int(counts[c] + wanted[c]) for c in np.flatnonzero(wanted) if counts[c] > 1}
     if not targets:
