@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import flax.struct
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from genaug.types import Batch, GenerativeModel, Metrics, Weights, no_score
+from genaug.types import Batch, CondField, GenerativeModel, Metrics, Weights, no_score
 
 Params = Any
 Variables = dict[str, Any]
@@ -137,6 +138,7 @@ def from_loss(
     score: Callable[[Weights, Batch, jax.Array], Metrics] = no_score,
     ema_decay: float = 0.999,
     grad: Callable[..., Any] = jax.value_and_grad,
+    cond: Mapping[str, CondField] = MappingProxyType({}),
 ) -> GenerativeModel:
     """The model of a family with one network and one loss.
 
@@ -163,4 +165,5 @@ def from_loss(
         weights=lambda state: {**state.variables, "params": state.ema},
         sample=sample,
         score=score,
+        cond=cond,
     )

@@ -9,6 +9,7 @@ through them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -31,6 +32,44 @@ class LabelSpec(jax.ShapeDtypeStruct):
         self.num_classes = num_classes
 
 
+class TokenSpec(jax.ShapeDtypeStruct):
+    """The spec of a row of token ids: int32 [length].
+
+    Ids from 0 are the tokeniser's `num_text`; `end` opens and closes a text; `end + 1 + c` opens a
+    text of class c in its place, where texts have classes.
+    """
+
+    __slots__ = ["num_classes", "num_text"]
+
+    def __init__(self, length: int, num_text: int, num_classes: int = 0):
+        super().__init__((length,), np.dtype(np.int32))
+        self.num_text = num_text
+        self.num_classes = num_classes
+
+    @property
+    def end(self) -> int:
+        """The id that ends a text, and opens one without a class."""
+        return self.num_text
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are."""
+        return self.num_text + 1 + self.num_classes
+
+
+class CondField(NamedTuple):
+    """One condition that a family's `sample` reads, a value per row.
+
+    spec:     one row's shape and dtype; a LabelSpec or TokenSpec bounds its values.
+    default:  what rows get where `cond` lacks it; None where there is no default.
+    optional: whether `cond` may lack it without a default: `sample` is then another program.
+    """
+
+    spec: jax.ShapeDtypeStruct
+    default: float | None = None
+    optional: bool = False
+
+
 Metrics = dict[str, jax.Array]
 """Named float32 values: scalars from `step`, one per example from `score`."""
 
@@ -51,6 +90,8 @@ class GenerativeModel(NamedTuple):
              depends only on `(weights, key, cond[i])`: its key is `fold_in(key, index[i])`.
              The rows have the keys, shapes, dtypes and units of the dataset's raw examples.
     score:   `(Weights, Batch, key) -> Metrics`, values of shape [n] (elbo, nll); or `no_score`.
+    cond:    what `sample` reads besides "index", by name.
+    falls:   the metric of `step` that falls as the model learns (of two networks, no loss need).
     """
 
     init: Callable[[jax.Array], State]
@@ -58,6 +99,8 @@ class GenerativeModel(NamedTuple):
     weights: Callable[[State], Weights]
     sample: Callable[[Weights, jax.Array, Batch], Batch]
     score: Callable[[Weights, Batch, jax.Array], Metrics]
+    cond: Mapping[str, CondField] = MappingProxyType({})
+    falls: str = "loss"
 
 
 @runtime_checkable

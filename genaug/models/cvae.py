@@ -26,7 +26,7 @@ from genaug.models import vae
 from genaug.nets.autoencoder import MLP, ConvNet
 from genaug.nets.likelihoods import Bernoulli, Likelihood
 from genaug.state import Adam, Optimizer, Variables, from_loss
-from genaug.types import Batch, GenerativeModel, LabelSpec, Metrics, Spec, UserError, Weights
+from genaug.types import Batch, CondField, GenerativeModel, LabelSpec, Metrics, Spec, UserError, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,4 +104,16 @@ class CVAE:
                 lambda z: log_prob(weights, batch, z), posterior, key, self.score_samples
             )
 
-        return from_loss(init, loss, sample, self.optimizer, score=score, ema_decay=self.ema_decay)
+        return from_loss(
+            init,
+            loss,
+            sample,
+            self.optimizer,
+            score=score,
+            ema_decay=self.ema_decay,
+            cond={
+                "label": CondField(label_spec),
+                "near_label": CondField(label_spec, optional=True),
+                **vae.steering(spec),
+            },
+        )

@@ -31,7 +31,7 @@ from genaug.nets.autoencoder import MLP, ConvNet
 from genaug.nets.likelihoods import Bernoulli, Likelihood, to_bytes, to_unit
 from genaug.state import Adam, Optimizer, Variables, from_loss
 from genaug.transforms.images import Warp, warp_bytes
-from genaug.types import Batch, GenerativeModel, Metrics, Spec, UserError, Weights
+from genaug.types import Batch, CondField, GenerativeModel, Metrics, Spec, UserError, Weights
 
 Latent = Float[Array, "n z"]
 Posterior = tuple[Latent, Latent]
@@ -100,7 +100,26 @@ class VAE:
                 lambda z: log_prob(weights, batch["image"], z), posterior, key, self.score_samples
             )
 
-        return from_loss(init, loss, sample, self.optimizer, score=score, ema_decay=self.ema_decay)
+        return from_loss(
+            init,
+            loss,
+            sample,
+            self.optimizer,
+            score=score,
+            ema_decay=self.ema_decay,
+            cond=steering(spec),
+        )
+
+
+def steering(spec: Spec) -> dict[str, CondField]:
+    """What a VAE's `sample` reads."""
+    one = jax.ShapeDtypeStruct((), jnp.float32)
+    return {
+        "temperature": CondField(one, default=1.0),
+        "near": CondField(spec["image"], optional=True),
+        "toward": CondField(spec["image"], optional=True),
+        "fraction": CondField(one, optional=True),
+    }
 
 
 def check_latent_dim(latent_dim: int) -> None:
