@@ -27,7 +27,6 @@ class Balance:
     per_class: int | None = None  # None = `factor` times as many as the largest class has
     factor: float = 1.0  # above 1, balanced classes are drawn for too
     max_draws: float = 8.0  # stop after this many draws for every example wanted
-    temperature: float = 1.0  # of the latent noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +62,11 @@ def wanted(counts: Int[np.ndarray, " k"], plan: Balance) -> Int[np.ndarray, " k"
     return np.maximum(target - counts, 0)
 
 
-def require_labels(rows: Container[str]) -> None:
-    """Refuse a family whose samples have no labels: a plan counts by class."""
-    if "label" not in rows:
+def require_labels(reads: Container[str]) -> None:
+    """Refuse a family that is not asked for a class: a plan counts by class."""
+    if "label" not in reads:
         raise UserError(
-            "A balance plan needs a class-conditional family, and this one draws no labels: "
+            "A balance plan needs a class-conditional model, and this one reads no label: "
             "use one that does (CVAE), or `genaug train` and `genaug sample`."
         )
 
@@ -144,7 +143,7 @@ def draw(
         labels = np.repeat(np.arange(num_classes, dtype=np.int32), ask)
         index = np.arange(first, first + len(labels), dtype=np.int32)
         first += len(labels)
-        candidates = _measure(sampler, key, index, labels, plan, judge, pixels)
+        candidates = _measure(sampler, key, index, labels, judge, pixels)
         for c in np.flatnonzero(ask):
             of_class = _rows(candidates, labels == c)
             accepted = kept["images"][kept["labels"] == c]
@@ -186,14 +185,12 @@ def _measure(
     key: jax.Array,
     index: np.ndarray,
     labels: np.ndarray,
-    plan: Balance,
     judge: Judge,
     train_pixels: np.ndarray,
 ) -> Columns:
     """Samples, and all that the checks need to know of them."""
-    temperature = np.full(len(index), plan.temperature, np.float32)
-    rows = sampler(key, {"index": index, "label": labels, "temperature": temperature})
-    require_labels(rows)
+    require_labels(sampler.reads)
+    rows = sampler(key, {"index": index, "label": labels})
     near = nearest(flat(rows["image"]), train_pixels, k=1)
     return {
         "images": rows["image"],

@@ -67,9 +67,11 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, help="a folder of PNGs, or a file.npz")
     sample.add_argument("--seed", type=int, default=0, help="another seed, other images")
     sample.add_argument("--first", type=int, default=0, help="address of the first image")
-    sample.add_argument("--temperature", type=float, help="scale of the latent noise (default 1)")
-    sample.add_argument("--near", type=Path, metavar="IMAGE", help="draw variations of this image")
-    sample.add_argument("--toward", type=Path, metavar="IMAGE", help="with --near: interpolate")
+    sample.epilog = (
+        "What the model's sampler reads is an option too: --temperature 0.8, --guidance 2, "
+        "--near IMAGE [--toward IMAGE]. One that it does not read is answered with those it does. "
+        + EPILOG
+    )
     evaluate = command("evaluate", "compare a synthetic set with a real one")
     evaluate.add_argument("real", help="class folders, an .npz or a prepared dataset")
     evaluate.add_argument("synthetic", help="the same kinds, or a run's synthetic/")
@@ -126,7 +128,7 @@ def _split_help(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         options, rest = _with_experiment(options, rest)
         return options, [*rest, "--help"]
     options, rest = top.parse_known_args(arguments)
-    if rest and not is_job:
+    if rest and not is_job and options.command != "sample":
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     return _with_experiment(options, rest)
 
@@ -214,11 +216,11 @@ def _remove_if_unused(directory: Path, existed: bool) -> None:
         directory.parent.rmdir()
 
 
-def _sample(options: argparse.Namespace, _: list[str]) -> int:
+def _sample(options: argparse.Namespace, conditions: list[str]) -> int:
     console = _start(options)
     from genaug.commands import sample
 
-    console.print(f"{sample(options)}")
+    console.print(f"{sample(options, conditions)}")
     return 0
 
 

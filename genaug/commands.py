@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,21 @@ from genaug.logs import plain
 from genaug.parallel import Mesh, make_mesh
 from genaug.pictures import write_grid
 from genaug.sampling import make_sampler
-from genaug.types import UserError
+from genaug.types import CondField, UserError
 
 EXTRAS = {"demo": ("mlxtend", "imblearn"), "test": ("pytest", "beartype", "hypothesis", "ruff")}
 
 
-def sample(options: argparse.Namespace) -> str:
-    """Draw from a run's model into a folder of PNGs or an .npz; returns where they are."""
+def sample(options: argparse.Namespace, conditions: Sequence[str]) -> str:
+    """Draw from a run's model into a folder of PNGs or an .npz; returns where they are.
+
+    conditions: what the sampler reads, as `--name value`.
+    """
     if options.n < 1 or options.first < 0:
         raise UserError("--n must be at least 1 and --first at least 0.")
     run = runs.open_run(options.run)
     names = run.about_data["class_names"]
-    cond = _cond(options, run, names)
+    cond = _cond(options, conditions, run, names)
     sampler = make_sampler(run.model, run.weights, run.mesh)
     rows = sampler(jax.random.key(options.seed), cond)
     out = options.out or options.run / "drawn"
@@ -68,33 +71,67 @@ def folder_names(names: Sequence[str]) -> list[str]:
     return [name if safe.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(safe)]
 
 
-def _cond(options: argparse.Namespace, run: runs.Trained, names: list[str]) -> dict[str, Any]:
+def _cond(
+    options: argparse.Namespace, conditions: Sequence[str], run: runs.Trained, names: list[str]
+) -> dict[str, Any]:
     """The conditions that the options ask for, one row per image."""
-    count = options.n
-    labels = np.arange(options.first, options.first + count) % len(names)
-    if options.class_name is not None:
-        if options.class_name not in names:
-            raise UserError(
-                f"There is no class {options.class_name}."
-                f"{nearest_name(options.class_name, names)} Classes: {', '.join(names)}."
-            )
-        labels = np.full(count, names.index(options.class_name))
+    count, reads = options.n, run.model.cond
     index = np.arange(options.first, options.first + count)
-    cond: dict[str, Any] = {"index": index.astype(np.int32), "label": labels.astype(np.int32)}
-    if options.temperature is not None:
-        if options.temperature < 0:
-            raise UserError(f"--temperature is {options.temperature}; it cannot be negative.")
-        cond["temperature"] = np.full(count, options.temperature, np.float32)
-    if options.toward is not None and options.near is None:
+    cond: dict[str, Any] = {"index": index.astype(np.int32)}
+    if "label" in reads:
+        labels = index % len(names)
+        if options.class_name is not None:
+            if options.class_name not in names:
+                raise UserError(
+                    f"There is no class {options.class_name}."
+                    f"{nearest_name(options.class_name, names)} Classes: {', '.join(names)}."
+                )
+            labels = np.full(count, names.index(options.class_name))
+        cond["label"] = labels.astype(np.int32)
+    elif options.class_name is not None:
+        raise UserError("--class: this model was trained without classes and cannot draw one.")
+    given = dict(_pairs(conditions, reads))
+    if "toward" in given and "near" not in given:
         raise UserError("--toward needs --near: the image to start from.")
-    for name in ("near", "toward"):
-        path = getattr(options, name)
-        if path is not None:
-            image = _read_image(path, run.spec["image"].shape)
-            cond[name] = np.broadcast_to(image, (count, *image.shape))
-    if options.toward is not None:
+    for name, text in given.items():
+        value = _value(name, text, reads[name].spec)
+        cond[name] = np.broadcast_to(value, (count, *value.shape))
+    if "toward" in cond and "fraction" not in cond:
         cond["fraction"] = np.linspace(0.0, 1.0, count, dtype=np.float32)
     return cond
+
+
+def _pairs(words: Sequence[str], reads: Mapping[str, CondField]) -> Iterator[tuple[str, str]]:
+    """`--name value` and `--name=value` as pairs of names that the sampler reads."""
+    known = [f"--{name.replace('_', '-')}" for name in reads if name != "label"]
+    rest = list(words)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag.replace("_", "-") not in known:
+            raise UserError(
+                f"There is no option {flag} for this model.{nearest_name(flag, known)} "
+                f"Its sampler reads {', '.join(known) or 'nothing'}."
+            )
+        if not equals:
+            if not rest:
+                raise UserError(f"{flag} needs a value.")
+            value = rest.pop(0)
+        yield flag[2:].replace("-", "_"), value
+
+
+def _value(name: str, text: str, spec: jax.ShapeDtypeStruct) -> np.ndarray:
+    """A condition's value as a row: an image file where it has an image's shape, else a number."""
+    if spec.shape:
+        return _read_image(Path(text), spec.shape)
+    flag = f"--{name.replace('_', '-')}"
+    try:
+        value = np.asarray(float(text) if spec.dtype == np.float32 else int(text), spec.dtype)
+    except (ValueError, OverflowError):
+        kind = "a number" if spec.dtype == np.float32 else "a whole number"
+        raise UserError(f"{flag} is {text!r}; expected {kind}.") from None
+    if value < 0:
+        raise UserError(f"{flag} is {text}; it cannot be negative.")
+    return value
 
 
 def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:

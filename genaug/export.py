@@ -27,7 +27,16 @@ from safetensors.numpy import save as save_safetensors
 
 import genaug
 from genaug.files import write_atomically
-from genaug.types import DataError, GenerativeModel, LabelSpec, Spec, UserError, Weights
+from genaug.types import (
+    CondField,
+    DataError,
+    GenerativeModel,
+    LabelSpec,
+    Spec,
+    TokenSpec,
+    UserError,
+    Weights,
+)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FILES = ("sampler.stablehlo", "weights.safetensors")
@@ -51,11 +60,12 @@ def digest(weights: Weights) -> str:
 
 def spec_to_json(spec: Spec) -> dict[str, Any]:
     """A spec as JSON."""
+    bounds = ("num_classes", "num_text")
     return {
         name: {
             "shape": list(value.shape),
             "dtype": str(value.dtype),
-            **({"num_classes": value.num_classes} if isinstance(value, LabelSpec) else {}),
+            **{bound: getattr(value, bound) for bound in bounds if hasattr(value, bound)},
         }
         for name, value in spec.items()
     }
@@ -63,23 +73,30 @@ def spec_to_json(spec: Spec) -> dict[str, Any]:
 
 def spec_from_json(value: Mapping[str, Any]) -> Spec:
     """The inverse of `spec_to_json`."""
+
+    def one(entry: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
+        if "num_text" in entry:
+            return TokenSpec(entry["shape"][0], entry["num_text"], entry["num_classes"])
+        if "num_classes" in entry:
+            return LabelSpec(entry["num_classes"])
+        return jax.ShapeDtypeStruct(tuple(entry["shape"]), entry["dtype"])
+
+    return {name: one(entry) for name, entry in value.items()}
+
+
+def conditions_to_json(read: Mapping[str, CondField]) -> dict[str, Any]:
+    """Conditions as JSON: a spec, and a default where there is one."""
+    specs = spec_to_json({name: field.spec for name, field in read.items()})
     return {
-        name: LabelSpec(entry["num_classes"])
-        if "num_classes" in entry
-        else jax.ShapeDtypeStruct(tuple(entry["shape"]), entry["dtype"])
-        for name, entry in value.items()
+        name: specs[name] | ({} if field.default is None else {"default": field.default})
+        for name, field in read.items()
     }
 
 
-def conditions(model: GenerativeModel, weights: Weights, spec: Spec) -> dict[str, str]:
-    """What the exported sampler reads, one value a row: a label if the family returns labels."""
-    read = {"index": "int32", "temperature": "float32"}
-    if not isinstance(spec.get("label"), LabelSpec):
-        return read
-    labelled = {**read, "label": "int32"}
-    cond = {name: jax.ShapeDtypeStruct((1,), dtype) for name, dtype in labelled.items()}
-    rows = jax.eval_shape(model.sample, weights, jax.random.key(0), cond)
-    return labelled if "label" in rows else read
+def conditions(model: GenerativeModel) -> dict[str, CondField]:
+    """What the exported sampler reads: all but the optional, which would be other programs."""
+    index = CondField(jax.ShapeDtypeStruct((), jnp.int32))
+    return {"index": index, **{k: v for k, v in model.cond.items() if not v.optional}}
 
 
 def write_bundle(
@@ -98,12 +115,12 @@ def write_bundle(
         tree = jax.tree.unflatten(structure, [flat[name] for name in order])
         return dict(model.sample(tree, jax.random.wrap_key_data(key_data), cond))
 
-    read = conditions(model, weights, spec)
+    read = conditions(model)
     (rows,) = jax.export.symbolic_shape("n")
     abstract = (
         {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in named(weights).items()},
         jax.ShapeDtypeStruct((2,), jnp.uint32),
-        {k: jax.ShapeDtypeStruct((rows,), dtype) for k, dtype in read.items()},
+        {k: jax.ShapeDtypeStruct((rows, *v.spec.shape), v.spec.dtype) for k, v in read.items()},
     )
     exported = jax.export.export(jax.jit(sample), platforms=PLATFORMS)(*abstract)
     files = {
@@ -124,7 +141,7 @@ def write_bundle(
         "calling_convention": exported.calling_convention_version,
         "platforms": list(PLATFORMS),
         "spec": spec_to_json(spec),
-        "conditions": read,
+        "conditions": conditions_to_json(read),
         "weights_digest": digest(weights),
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         **about,
@@ -143,16 +160,27 @@ class Bundle:
     description: Mapping[str, Any]
 
     def __call__(self, key: jax.Array, cond: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """One row per row of `cond`, which holds `description["conditions"]`; 1 is the temperature.
+        """One row per row of `cond`, which holds "index" and every condition without a default.
 
         Raises:
             UserError: a condition that the sampler does not read, or one that is missing.
         """
         read = self.description["conditions"]
-        given = {"temperature": np.ones(len(cond["index"]), np.float32), **cond}
-        if given.keys() != read.keys():
-            raise UserError(f"cond holds {sorted(cond)}; this sampler reads {sorted(read)}.")
-        full = {name: jnp.asarray(given[name], dtype) for name, dtype in read.items()}
+        required = {name for name, entry in read.items() if "default" not in entry}
+        if not required <= cond.keys() <= read.keys():
+            raise UserError(
+                f"cond holds {sorted(cond)}; this sampler reads {sorted(read)}, "
+                f"of which {sorted(required)} have no default."
+            )
+        rows = len(cond["index"])
+
+        def column(name: str, entry: Mapping[str, Any]) -> jax.Array:
+            shape, dtype = (rows, *entry["shape"]), entry["dtype"]
+            if name in cond:
+                return jnp.asarray(cond[name], dtype)
+            return jnp.full(shape, entry["default"], dtype)
+
+        full = {name: column(name, entry) for name, entry in read.items()}
         return self.exported.call(dict(self.weights), jax.random.key_data(key), full)
 
 

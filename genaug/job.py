@@ -5,7 +5,7 @@ that file is there, so the same command goes on where a stopped run ended, to th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,19 +22,24 @@ from genaug.evaluation import study as studies
 from genaug.evaluation.audit import Labels, audit, to_json
 from genaug.evaluation.scores import classification_scores
 from genaug.files import load_arrays, read_json, save_arrays, write_json
+from genaug.hooks import hooks
 from genaug.logs import MetricLog, bar, plain, read_metrics
-from genaug.pictures import write_grid
 from genaug.runs import Prepared, fraction_text
-from genaug.sampling import Sampler, make_sampler, make_scorer
-from genaug.train import Hook, fit
-from genaug.types import State, UserError, Weights
+from genaug.sampling import Sampler, make_sampler
+from genaug.train import fit
+from genaug.types import UserError, Weights
 
 
 def keys(seed: int) -> dict[str, jax.Array]:
     """Independent keys of the job's random stages."""
     root = jax.random.key(seed)
-    names = ("train", "sample", "score", "grid")
+    names = ("train", "sample", "score", "grid", "coverage")
     return {name: jax.random.fold_in(root, i) for i, name in enumerate(names)}
+
+
+def heldout(metrics: Mapping[str, float]) -> list[str]:
+    """The first held-out figure there is: what is worth a look while training."""
+    return [name for name in metrics if name.startswith(("valid_", "coverage"))][:1]
 
 
 def announce(run: Prepared, console: Console) -> None:
@@ -71,7 +76,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
         def record(step: int, metrics: dict[str, float]) -> None:
             log[0].write(step, metrics)
             latest.update(metrics)
-            shown = [f"{k} {latest[k]:.1f}" for k in ("loss", "valid_elbo") if k in latest]
+            shown = [f"{k} {latest[k]:.4g}" for k in ("loss", *heldout(latest)) if k in latest]
             progress.advance(step, " ".join(shown))
 
         state = fit(
@@ -81,51 +86,12 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
             key=key["train"],
             mesh=run.mesh,
             checkpoints=run.directory / "checkpoints",
-            hooks=[
-                Hook(config.evaluate_every, _scorer(run, key["score"], record)),
-                Hook(config.sample_every, _grids(run, key["grid"])),
-            ],
+            hooks=hooks(run, key, record),
             log=record,
             resumed=resumed,
         )
         log[0].close()
     return run.model.weights(state)
-
-
-def _scorer(
-    run: Prepared, key: jax.Array, record: Callable[[int, dict[str, float]], None]
-) -> Callable[[int, State], None]:
-    """Score the validation examples: mean and standard error of every value the family gives."""
-    score = make_scorer(run.model, run.mesh)
-    valid = run.dataset.arrays(run.splits.valid)
-
-    def call(step: int, state: State) -> None:
-        values = score(run.model.weights(state), key, valid) if len(run.splits.valid) else {}
-        found: dict[str, float] = {}
-        for name, value in values.items():
-            found[f"valid_{name}"] = float(np.mean(value))
-            found[f"valid_{name}_se"] = float(np.std(value) / np.sqrt(len(value)))
-        if found:
-            record(step, found)
-
-    return call
-
-
-def grid_cond(num_classes: int, columns: int = 10) -> dict[str, np.ndarray]:
-    """Conditions of the grid that training shows: a row per class, always the same noise."""
-    labels = np.repeat(np.arange(min(num_classes, 20), dtype=np.int32), columns)
-    return {"index": np.arange(len(labels), dtype=np.int32), "label": labels}
-
-
-def _grids(run: Prepared, key: jax.Array) -> Callable[[int, State], None]:
-    cond = grid_cond(len(run.dataset.class_names))
-
-    def call(step: int, state: State) -> None:
-        sampler = make_sampler(run.model, run.model.weights(state), run.mesh)
-        images = sampler(key, cond)["image"]
-        write_grid(run.directory / "samples" / f"step_{step:06d}.png", images, columns=10)
-
-    return call
 
 
 def draw_synthetic(

@@ -68,7 +68,6 @@ def check(experiment: Experiment) -> None:
         "seed": (experiment.seed, 0),
         "balance.factor": (balance.factor, 1),
         "balance.max-draws": (balance.max_draws, 1),
-        "balance.temperature": (balance.temperature, 0),
         "study.num-seeds": (study.num_seeds, 1),
         "study.bootstrap-draws": (study.bootstrap_draws, 2),
         "study.classifier.num-steps": (study.classifier.num_steps, 1),
@@ -118,10 +117,7 @@ def check_comparable(
             f"or more. Use --balance.per-class {2 * np.max(counts)}, or --balance.factor 2."
         )
     require_smote()
-    one = jax.ShapeDtypeStruct((1,), np.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    weights = jax.eval_shape(lambda key: model.weights(model.init(key)), key)
-    require_labels(jax.eval_shape(model.sample, weights, key, {"index": one, "label": one}))
+    require_labels(model.cond)
 
 
 def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) -> Prepared:

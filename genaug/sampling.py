@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from genaug import parallel
-from genaug.types import GenerativeModel, UserError, Weights
+from genaug.types import CondField, GenerativeModel, UserError, Weights
 
 Rows = Mapping[str, np.ndarray]
 
@@ -25,6 +25,7 @@ class Sampler:
     program: Callable[..., Any]
     weights: Weights
     block_size: int
+    reads: Mapping[str, CondField]
 
     def __call__(self, key: jax.Array, cond: Rows) -> dict[str, np.ndarray]:
         """One row per row of `cond`: "index" int32 [n], and what else the family reads."""
@@ -32,7 +33,31 @@ class Sampler:
         for name, value in cond.items():
             if len(value) != count:
                 raise UserError(f"cond[{name!r}] has {len(value)} rows and cond['index'] {count}.")
+        check_cond(cond, self.reads)
         return map_blocks(lambda rows: self.program(self.weights, key, rows), cond, self.block_size)
+
+
+def check_cond(cond: Rows, reads: Mapping[str, CondField]) -> None:
+    """Refuse conditions that a family does not read, lacks, or that are out of bounds."""
+    for name in cond.keys() - reads.keys() - {"index"}:
+        known = ", ".join(reads) or "nothing"
+        raise UserError(f"This model takes no {name!r}: it reads {known} besides the index.")
+    for name, field in reads.items():
+        if name not in cond and field.default is None and not field.optional:
+            raise UserError(f"cond lacks {name!r}, which this model needs for every row.")
+        if name not in cond:
+            continue
+        values, spec = np.asarray(cond[name]), field.spec
+        if values.shape[1:] != spec.shape:
+            raise UserError(
+                f"cond[{name!r}] has rows of shape {values.shape[1:]}, not {spec.shape}."
+            )
+        if not np.all(np.isfinite(values)):
+            raise UserError(f"cond[{name!r}] holds values that are not finite.")
+        bound = getattr(spec, "vocab_size", getattr(spec, "num_classes", None))
+        if bound is not None and values.size and not 0 <= values.min() <= values.max() < bound:
+            wrong = values[(values < 0) | (values >= bound)].flat[0]
+            raise UserError(f"cond[{name!r}] holds {wrong}; it must be from 0 to {bound - 1}.")
 
 
 def make_sampler(
@@ -40,7 +65,7 @@ def make_sampler(
 ) -> Sampler:
     """The sampler of a model over a mesh."""
     block_size = -(-block_size // mesh.size) * mesh.size
-    return Sampler(parallel.compile_rows(model.sample, mesh), weights, block_size)
+    return Sampler(parallel.compile_rows(model.sample, mesh), weights, block_size, model.cond)
 
 
 def make_scorer(

@@ -27,6 +27,9 @@ class Train:
     evaluate_every: int = 500  # updates between scores of the validation examples
     sample_every: int = 500  # updates between grids of samples
     checkpoint_every: int = 500
+    coverage_samples: int = (
+        0  # samples a class at every evaluation, for the mode coverage; 0 = none
+    )
 
 
 class TrainingError(UserError):

@@ -15,9 +15,10 @@ from genaug.augmentation import (
     wanted,
 )
 from genaug.sampling import Sampler
-from genaug.types import UserError
+from genaug.types import CondField, LabelSpec, UserError
 
 NUM_CLASSES, SHAPE = 3, (4, 4, 1)
+READS = {"label": CondField(LabelSpec(NUM_CLASSES))}
 
 
 def images(count, labels, seed):
@@ -68,7 +69,7 @@ def sampler(plant=every_fifth, seen=None, with_labels=True):
         result = {"image": np.stack(drawn), "label": rows["label"]}
         return result if with_labels else {"image": result["image"]}
 
-    return Sampler(program, None, 16)
+    return Sampler(program, None, 16, READS if with_labels else {})
 
 
 def draw_with(key, missing, source=None, plan=None, filters=None):
@@ -166,7 +167,7 @@ def test_one_hopeless_class_does_not_hold_up_the_others(key):
         out["image"][np.asarray(rows["label"]) == 0, 0, 0, 0] = 105  # shows class 2
         return out
 
-    drawn = draw_with(key, [4, 6, 0], Sampler(program, None, 16))
+    drawn = draw_with(key, [4, 6, 0], Sampler(program, None, 16, READS))
     np.testing.assert_array_equal(np.bincount(drawn.labels, minlength=3), [0, 6, 0])
     np.testing.assert_array_equal(drawn.drawn, [32, 6, 0])
 
@@ -199,13 +200,7 @@ def test_the_nearest_training_image_is_on_record(key):
     np.testing.assert_array_equal(drawn.label_probability, 1)
 
 
-def test_the_temperature_reaches_the_sampler(key):
-    seen = []
-    draw_with(key, [0, 3, 0], sampler(seen=seen), Balance(temperature=0.7))
-    assert all((np.asarray(rows["temperature"]) == np.float32(0.7)).all() for rows in seen)
-
-
-def test_a_family_that_draws_no_labels_is_refused(key):
+def test_a_model_that_reads_no_label_is_refused(key):
     with pytest.raises(UserError, match="class-conditional"):
         draw_with(key, [0, 3, 0], sampler(with_labels=False))
 

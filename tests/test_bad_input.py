@@ -102,7 +102,7 @@ FIELDS = [
     (("--seed", "-1"), 2, ["seed is -1", "at least 0"]),
     (("--balance.per-class", "0"), 2, ["balance.per-class is 0", "at least 1"]),
     (("--balance.max-draws", "0"), 2, ["balance.max-draws is 0", "at least 1"]),
-    (("--balance.temperature", "-1"), 2, ["balance.temperature is -1", "at least 0"]),
+    (("--model.temperature", "-1"), 2, ["model.temperature is -1", "0 or more"]),
     (("--train.num-steps", "0"), 2, ["train.num-steps must be at least 1"]),
     (("--train.num-steps", "-5"), 2, ["train.num-steps must be at least 1"]),
     (("--train.num-steps", "21"), 2, ["21 is not a multiple of train.steps-per-call 5: use 25"]),
@@ -245,7 +245,7 @@ def test_a_family_without_labels_is_named_before_training(refused, tmp_path):
         "import dataclasses\nfrom genaug.models.vae import VAE\nfrom tiny_run import tiny\n"
         "def config():\n    return dataclasses.replace(tiny(), model=VAE(latent_dim=2))\n"
     )
-    refused(experiment=file, code=2, words=["class-conditional family", "genaug train"])
+    refused(experiment=file, code=2, words=["class-conditional model", "genaug train"])
 
 
 @pytest.fixture
@@ -372,7 +372,11 @@ def fails(run_cli, capsys):
         (("--n", "-3"), ["--n must be at least 1"]),
         (("--first", "-1"), ["--first at least 0"]),
         (("--class", "77"), ["no class 77", "Did you mean 7?", "0, 1, 2"]),
-        (("--temperature", "-1"), ["--temperature is -1.0"]),
+        (("--temperature", "-1"), ["--temperature is -1", "negative"]),
+        (("--temperature", "warm"), ["--temperature is 'warm'", "a number"]),
+        (("--temperature",), ["--temperature needs a value"]),
+        (("--guidance", "2"), ["no option --guidance", "reads --near-label, --temperature"]),
+        (("--temprature=2",), ["Did you mean --temperature?"]),
         (("--toward", "x.png"), ["--toward needs --near"]),
     ],
 )

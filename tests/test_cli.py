@@ -61,9 +61,9 @@ def test_an_unknown_command_is_refused(capsys):
     assert "invalid choice: 'runn'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "report", "data", "doctor"])
+@pytest.mark.parametrize("command", ["evaluate", "report", "data", "doctor"])
 def test_an_unknown_option_of_a_small_command_is_refused(command, capsys):
-    values = {"sample": ["x"], "evaluate": ["x", "y"], "report": ["x"], "data": ["list"]}
+    values = {"evaluate": ["x", "y"], "report": ["x"], "data": ["list"]}
     with pytest.raises(SystemExit) as stop:
         cli.main([command, *values.get(command, []), "--frobnicate"])
     assert stop.value.code == 2

@@ -25,7 +25,7 @@ from genaug.export import (
 from genaug.models.cvae import CVAE
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
-from genaug.types import DataError, LabelSpec, UserError
+from genaug.types import DataError, LabelSpec, TokenSpec, UserError
 
 SPEC = {"image": jax.ShapeDtypeStruct((6, 5, 1), np.uint8), "label": LabelSpec(3)}
 MODEL = CVAE(latent_dim=3, net=MLP(hidden=(8,))).make(SPEC)
@@ -109,9 +109,9 @@ def test_a_bundle_describes_itself(written, weights):
     assert description["format"] == 1
     assert description["platforms"] == ["cpu", "cuda", "tpu"]
     assert description["conditions"] == {
-        "index": "int32",
-        "label": "int32",
-        "temperature": "float32",
+        "index": {"shape": [], "dtype": "int32"},
+        "label": {"shape": [], "dtype": "int32", "num_classes": 3},
+        "temperature": {"shape": [], "dtype": "float32", "default": 1.0},
     }
     assert (description["licence"], description["config"]) == ("CC0", {"name": "x"})
     assert description["weights_digest"] == digest(weights)
@@ -186,18 +186,19 @@ def test_a_damaged_description_is_refused(content, bundle_copy):
 
 def test_a_spec_survives_json():
     spec = {**SPEC, "sound": jax.ShapeDtypeStruct((7,), np.float32)}
+    spec["tokens"] = TokenSpec(9, 256, 4)
     again = spec_from_json(json.loads(json.dumps(spec_to_json(spec))))
     assert again == spec
     assert isinstance(again["label"], LabelSpec)
     assert again["label"].num_classes == 3
+    assert (again["tokens"].vocab_size, again["tokens"].end) == (261, 256)
     assert not isinstance(again["image"], LabelSpec)
 
 
-def test_conditions_name_the_label_where_the_family_reads_it(weights, key):
-    assert set(conditions(MODEL, weights, SPEC)) == {"index", "label", "temperature"}
+def test_conditions_are_what_the_family_reads_but_for_the_optional():
+    assert set(conditions(MODEL)) == {"index", "label", "temperature"}
     plain = VAE(latent_dim=2, net=MLP(hidden=(4,))).make(SPEC)
-    read = conditions(plain, plain.weights(plain.init(key)), SPEC)
-    assert set(read) == {"index", "temperature"}
+    assert set(conditions(plain)) == {"index", "temperature"}
 
 
 def test_a_digest_depends_on_names_shapes_types_and_bytes():
@@ -224,7 +225,10 @@ for name, sha in about["files"].items():
 program = jax.export.deserialize(bytearray((directory / "sampler.stablehlo").read_bytes()))
 weights = load_file(directory / "weights.safetensors")
 values = {"index": range(3, 8), "label": [i % 3 for i in range(3, 8)], "temperature": [1.0] * 5}
-cond = {name: np.asarray(list(values[name]), dtype) for name, dtype in about["conditions"].items()}
+cond = {
+    name: np.asarray(list(values[name]), field["dtype"])
+    for name, field in about["conditions"].items()
+}
 rows = program.call(weights, jax.random.key_data(jax.random.key(0)), cond)
 assert not [name for name in sys.modules if name.split(".")[0] in ("genaug", "flax", "optax")]
 np.savez(sys.argv[2], **rows)

@@ -8,12 +8,13 @@ import pytest
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
 from genaug.parallel import Mesh, make_mesh
-from genaug.sampling import Sampler, make_sampler, make_scorer, map_blocks
-from genaug.types import UserError
+from genaug.sampling import Sampler, check_cond, make_sampler, make_scorer, map_blocks
+from genaug.types import CondField, LabelSpec, TokenSpec, UserError
 
 SPEC = {"image": jax.ShapeDtypeStruct((6, 5, 1), np.uint8)}
 CONFIG = VAE(latent_dim=3, net=MLP(hidden=(8,)), score_samples=2)
 MODEL = CONFIG.make(SPEC)
+READS = {"temperature": CondField(jax.ShapeDtypeStruct((), np.float32), default=1.0)}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def recorder():
         sizes.append({len(value) for value in rows.values()})
         return {"twice": 2 * jnp.asarray(rows["index"]), "same": rows["temperature"]}
 
-    return Sampler(program, None, 4), sizes
+    return Sampler(program, None, 4, READS), sizes
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])
@@ -45,6 +46,30 @@ def test_blocks_have_one_size_and_the_rows_come_back_in_order(count, key):
     np.testing.assert_array_equal(out["twice"], 2 * rows["index"])
     np.testing.assert_array_equal(out["same"], rows["temperature"])
     assert sizes == [{4}] * -(-count // 4)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "lacks 'label'"),
+        ({"label": [1, 2], "guidance": [1.0, 1.0]}, "takes no 'guidance': it reads label, prompt"),
+        ({"label": [1, 3]}, r"'label'\] holds 3; it must be from 0 to 2"),
+        ({"label": [-1, 0]}, "holds -1"),
+        ({"label": [[1], [2]]}, r"shape \(1,\), not \(\)"),
+        ({"label": [0.0, np.nan]}, "not finite"),
+        ({"label": [0, 1], "prompt": [[1, 2], [10, 11]]}, "holds 11; it must be from 0 to 10"),
+    ],
+)
+def test_conditions_that_a_family_does_not_read_or_out_of_bounds_are_refused(given, message):
+    reads = {
+        "label": CondField(LabelSpec(3)),
+        "prompt": CondField(TokenSpec(2, 10), default=0),
+        "near": CondField(SPEC["image"], optional=True),
+    }
+    check_cond({"index": np.arange(2), "label": np.array([0, 2])}, reads)
+    values = {name: np.asarray(value) for name, value in given.items()}
+    with pytest.raises(UserError, match=message):
+        check_cond({"index": np.arange(2), **values}, reads)
 
 
 def test_no_rows_are_refused(key):

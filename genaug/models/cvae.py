@@ -26,7 +26,16 @@ from genaug.models import vae
 from genaug.nets.autoencoder import MLP, ConvNet
 from genaug.nets.likelihoods import Bernoulli, Likelihood
 from genaug.state import Adam, Optimizer, Variables, from_loss
-from genaug.types import Batch, CondField, GenerativeModel, LabelSpec, Metrics, Spec, UserError, Weights
+from genaug.types import (
+    Batch,
+    CondField,
+    GenerativeModel,
+    LabelSpec,
+    Metrics,
+    Spec,
+    UserError,
+    Weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,7 @@ class CVAE:
     augment: float = 0.0  # warps of the training images: times the classical baseline's strength
     optimizer: Optimizer = field(default_factory=Adam)
     ema_decay: float = 0.999
+    temperature: float = 1.0  # of the latent noise, where `cond` names none
     draw_pixels: bool = False  # sample pixel noise too, rather than the likelihood's mean
     score_samples: int = 16  # k of the importance-weighted bound
 
@@ -93,7 +103,9 @@ class CVAE:
         def sample(weights: Weights, key: jax.Array, cond: Batch) -> Batch:
             keys = vae.keys_of(key, cond)
             style = cond.get("near_label", cond["label"])
-            z = vae.steer(lambda x: encode(weights, x, style), keys, cond, self.latent_dim)
+            z = vae.steer(
+                lambda x: encode(weights, x, style), keys, cond, self.latent_dim, self.temperature
+            )
             outputs = decode(weights, z, cond["label"])
             images = vae.observe(self.likelihood, outputs, keys, self.draw_pixels)
             return {"image": images, "label": cond["label"]}
@@ -114,6 +126,6 @@ class CVAE:
             cond={
                 "label": CondField(label_spec),
                 "near_label": CondField(label_spec, optional=True),
-                **vae.steering(spec),
+                **vae.steering(spec, self.temperature),
             },
         )

@@ -49,6 +49,7 @@ class VAE:
     augment: float = 0.0  # warps of the training images: times the classical baseline's strength
     optimizer: Optimizer = field(default_factory=Adam)
     ema_decay: float = 0.999
+    temperature: float = 1.0  # of the latent noise, where `cond` names none
     draw_pixels: bool = False  # sample pixel noise too, rather than the likelihood's mean
     score_samples: int = 16  # k of the importance-weighted bound
 
@@ -91,7 +92,7 @@ class VAE:
 
         def sample(weights: Weights, key: jax.Array, cond: Batch) -> Batch:
             keys = keys_of(key, cond)
-            z = steer(lambda x: encode(weights, x), keys, cond, self.latent_dim)
+            z = steer(lambda x: encode(weights, x), keys, cond, self.latent_dim, self.temperature)
             return {"image": observe(self.likelihood, decode(weights, z), keys, self.draw_pixels)}
 
         def score(weights: Weights, batch: Batch, key: jax.Array) -> Metrics:
@@ -107,15 +108,17 @@ class VAE:
             self.optimizer,
             score=score,
             ema_decay=self.ema_decay,
-            cond=steering(spec),
+            cond=steering(spec, self.temperature),
         )
 
 
-def steering(spec: Spec) -> dict[str, CondField]:
+def steering(spec: Spec, temperature: float) -> dict[str, CondField]:
     """What a VAE's `sample` reads."""
+    if temperature < 0:
+        raise UserError(f"model.temperature is {temperature}; it must be 0 or more.")
     one = jax.ShapeDtypeStruct((), jnp.float32)
     return {
-        "temperature": CondField(one, default=1.0),
+        "temperature": CondField(one, default=temperature),
         "near": CondField(spec["image"], optional=True),
         "toward": CondField(spec["image"], optional=True),
         "fraction": CondField(one, optional=True),
@@ -219,11 +222,15 @@ def slerp(a: Latent, b: Latent, fraction: PerExample) -> Latent:
 
 
 def steer(
-    encode: Callable[[Array], Posterior], keys: jax.Array, cond: Batch, latent_dim: int
+    encode: Callable[[Array], Posterior],
+    keys: jax.Array,
+    cond: Batch,
+    latent_dim: int,
+    temperature: float,
 ) -> Latent:
     """Latent vectors as `cond` asks: from the prior, around an example, or between two."""
     eps = jax.vmap(lambda key: jax.random.normal(key, (latent_dim,)))(keys)
-    default = jnp.full(eps.shape[0], 0.0 if "toward" in cond else 1.0)
+    default = jnp.full(eps.shape[0], 0.0 if "toward" in cond else temperature)
     noise = jnp.expand_dims(cond.get("temperature", default), 1) * eps
     if "near" not in cond:
         if "toward" in cond:

@@ -175,7 +175,7 @@ def encode(x):
 
 def steer(key, **cond):
     cond = {"index": jnp.arange(4), **cond}
-    return vae.steer(encode, vae.keys_of(key, cond), cond, DIM)
+    return vae.steer(encode, vae.keys_of(key, cond), cond, DIM, 1.0)
 
 
 NEAR = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 3, 3, 1)), jnp.uint8)
@@ -183,7 +183,7 @@ TOWARD = jnp.asarray(np.random.default_rng(1).integers(0, 99, (4, 3, 3, 1)), jnp
 
 
 def test_without_a_condition_latents_are_standard_normal(key):
-    z = vae.steer(encode, jax.random.split(key, 5000), {}, DIM)
+    z = vae.steer(encode, jax.random.split(key, 5000), {}, DIM, 1.0)
     assert scipy.stats.kstest(np.asarray(z).reshape(-1), "norm").pvalue > 1e-3
 
 
