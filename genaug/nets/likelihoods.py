@@ -25,6 +25,11 @@ def to_unit(x: Images) -> Values:
     return x.astype(jnp.float32) / 255.0
 
 
+def to_net(x: Images) -> Values:
+    """Bytes to [-1, 1], what networks read."""
+    return 2.0 * to_unit(x) - 1.0
+
+
 def to_bytes(x: Values) -> Images:
     """[0, 1] to the nearest byte."""
     return jnp.round(jnp.clip(x, 0.0, 1.0) * 255.0).astype(jnp.uint8)

@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 from genaug.nets import layers
+from genaug.nets.attention import attention
 
 CASES = [
     (layers.Conv, nn.Conv, size, kernel, stride)
@@ -28,11 +29,20 @@ def test_equals_flax(ours, flax_s, size, kernel, stride, key):
     params = theirs.init(key, x)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, mine.init(key, x))
 
-    def penalty(module, params, x):
-        """A gradient penalty: its gradient is a gradient of a gradient."""
-        value = lambda x: jnp.sum(jnp.sin(module.apply(params, x)))  # noqa: E731
-        return value(x) + jnp.sum(jax.grad(value)(x) ** 2)
+    assert_equal_layers(mine, theirs, params, x)
 
+
+def penalty(module, params, x):
+    """A gradient penalty: its gradient is a gradient of a gradient.
+
+    Not around 0: the gradient of a norm sums to 0, and would ask its Hessian only half.
+    """
+    value = lambda x: jnp.sum(jnp.sin(module.apply(params, x)))  # noqa: E731
+    return value(x) + jnp.sum((jax.grad(value)(x) + 0.5) ** 2)
+
+
+def assert_equal_layers(mine, theirs, params, x):
+    """In value, gradient and gradient of gradient."""
     np.testing.assert_allclose(mine.apply(params, x), theirs.apply(params, x), atol=1e-5)
     got = jax.jit(jax.grad(lambda p, x: penalty(mine, p, x), (0, 1)))(params, x)
     want = jax.jit(jax.grad(lambda p, x: penalty(theirs, p, x), (0, 1)))(params, x)
@@ -54,3 +64,108 @@ def test_gradient_in_a_loop_is_a_plain_convolution(key, optimized):
     labels = {line.split("dim_labels=")[1].split(",")[0] for line in text.splitlines()
               if "dim_labels=" in line}  # fmt: skip
     assert labels <= {"b01f_01io->b01f"}, labels
+
+
+def drawn(params, key):
+    """Parameters without a one or a zero among them."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        tree, [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 3, 2, 4)])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_dense_equals_flax(shape, use_bias, key):
+    x = jax.random.normal(key, shape)
+    mine, theirs = layers.Dense(5, use_bias=use_bias), nn.Dense(5, use_bias=use_bias)
+    params = theirs.init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, params, mine.init(key, x))
+    assert_equal_layers(mine, theirs, drawn(params, key), x)
+
+
+@pytest.mark.parametrize("layer", [layers.Conv, layers.ConvTranspose, layers.Dense])
+def test_kernels_start_as_asked(layer, key):
+    params = layer(3, kernel_init=nn.initializers.constant(0.5)).init(key, jnp.ones((1, 4, 4, 2)))
+    np.testing.assert_array_equal(np.unique(params["params"]["kernel"]), 0.5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_equals_flax(groups, key):
+    x = 2.0 * jax.random.normal(key, (3, 4, 5, 6)) + 0.5
+    mine, theirs = layers.GroupNorm(groups), nn.GroupNorm(groups)
+    params = theirs.init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, params, mine.init(key, x))
+    assert_equal_layers(mine, theirs, drawn(params, key), x)
+
+
+def test_group_norm_keeps_its_digits_under_a_large_mean(key):
+    """Of a mean a thousand deviations off, where E[x^2] - E[x]^2, as Flax has it, is noise."""
+    x = jax.random.normal(key, (2, 6, 6, 4)) + 1e3
+    layer = layers.GroupNorm(2)
+    variables = layer.init(key, x)
+    exact = np.asarray(x, np.float64).reshape(2, 36, 2, 2)
+    mean, std = (fn(exact, axis=(1, 3), keepdims=True) for fn in (np.mean, np.std))
+    want = ((exact - mean) / std).reshape(x.shape)
+    tolerance = 4 * np.spacing(np.float32(1e3))  # the rounding of the mean itself
+    np.testing.assert_allclose(layer.apply(variables, x), want, atol=tolerance)
+
+    grad = jax.grad(lambda x: jnp.sum(jnp.sin(layer.apply(variables, x))))
+    near = x - 1e3  # exact, for numbers this near each other
+    np.testing.assert_allclose(grad(x), grad(near), atol=4 * tolerance)
+
+
+def test_group_norm_counts_in_float32_under_bfloat16(key):
+    x = (jax.random.normal(key, (2, 16, 16, 4)) + 3.0).astype(jnp.bfloat16)
+    layer = layers.GroupNorm(2)
+    variables = layer.init(key, x)
+    got, want = layer.apply(variables, x), layer.apply(variables, x.astype(jnp.float32))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dim", [8, 7, 2])
+@pytest.mark.parametrize("max_period", [10_000.0, 100.0])
+def test_sinusoids_are_those_of_the_formula(dim, max_period):
+    level = np.array([-3.5, 0.0, 1.0, 999.0])
+    half = dim // 2
+    want = np.zeros((4, dim))
+    for i in range(half):
+        want[:, i] = np.sin(level / max_period ** (i / half))
+        want[:, half + i] = np.cos(level / max_period ** (i / half))
+    got = layers.sinusoidal(jnp.asarray(level, jnp.float32), dim, max_period)
+    assert got.shape == (4, dim)
+    # An angle of 999 has a rounding error of 3e-5, and its frequency adds as much.
+    np.testing.assert_allclose(got[:3], want[:3], atol=2e-6)
+    np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_attention_equals_the_formula_and_jax(key):
+    q, k, v = (jax.random.normal(x, (2, 5, 3, 4)) for x in jax.random.split(key, 3))
+    k, v = k[:, :4], v[:, :4]
+    logits = np.einsum("nthd,nshd->nhts", q, k) / 2.0
+    share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    want = np.einsum("nhts,nshd->nthd", share, v)
+    np.testing.assert_allclose(attention(q, k, v), want, atol=1e-6)
+
+    def loss(fn):
+        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(fn(*a))), (0, 1, 2)))(q, k, v)
+
+    for got, want in zip(loss(attention), loss(jax.nn.dot_product_attention), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_attention_to_equal_keys_is_the_mean_of_the_values(key):
+    v = jax.random.normal(key, (1, 6, 1, 1))
+    got = attention(jnp.ones((1, 6, 1, 1)), jnp.ones((1, 6, 1, 1)), v)
+    np.testing.assert_allclose(got, np.full((1, 6, 1, 1), np.mean(v)), atol=1e-6)
+
+
+def test_attention_is_exported_for_every_platform_and_any_batch(key):
+    """Its choice of a form by platform must not tie an exported sampler to one."""
+    shape = jax.export.symbolic_shape("n, 4, 1, 2")
+    spec = jax.ShapeDtypeStruct(shape, jnp.float32)
+    exported = jax.export.export(jax.jit(attention), platforms=("cpu", "cuda", "tpu"))(*[spec] * 3)
+    q, k, v = (jax.random.normal(x, (3, 4, 1, 2)) for x in jax.random.split(key, 3))
+    np.testing.assert_allclose(exported.call(q, k, v), attention(q, k, v), atol=1e-6)
