@@ -21,6 +21,7 @@ from jaxtyping import Int64, Integer
 
 from genaug.data.dataset import Dataset
 from genaug.data.splits import permutation
+from genaug.data.text_dataset import TextDataset
 from genaug.types import UserError
 
 _ENDLESS = 2**62
@@ -29,7 +30,7 @@ _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 def pipeline(
-    dataset: Dataset,
+    dataset: Dataset | TextDataset,
     indices: Integer[np.ndarray, " n"],
     *,
     batch_size: int,
@@ -40,9 +41,10 @@ def pipeline(
 ) -> grain.MapDataset:
     """An endless dataset whose element `ds[step]` is the batch of that step.
 
-    A batch is `{"image": uint8 [b, h, w, c], "label": int32 [b]}`. `batch_size` is the global one;
-    b is `batch_size // process_count`. With `balance` in [0, 1] class c is drawn in proportion to
-    `count_c ** (1 - balance)`: 0 as it is, 1 each class equally often.
+    A batch is what `dataset.arrays` gives: `{"image": uint8 [b, h, w, c], "label": int32 [b]}`, or
+    `{"tokens": int32 [b, length], "segments": ..., "num_bytes": int32 [b]}`. `batch_size` is the
+    global one; b is `batch_size // process_count`. With `balance` in [0, 1] class c is drawn in
+    proportion to `count_c ** (1 - balance)`: 0 as it is, 1 each class equally often.
     Raises UserError for a batch that the examples or the processes cannot fill.
     """
     _check(len(indices), batch_size, seed, balance, process_index, process_count)

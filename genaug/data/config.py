@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from genaug.data.dataset import Dataset
+    from genaug.data.splits import Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,14 @@ class Data:
     """Training images left in each rare class."""
     directory: str | None = None
     """Where prepared data lives. None: $GENAUG_DATA_DIR, else ~/.cache/genaug/data."""
+
+    def read(self) -> tuple[Dataset, Splits]:
+        """The images, and which train, validate and test. Raises UserError or DataError."""
+        from genaug.data.dataset import load
+        from genaug.data.splits import split
+
+        dataset = load(self)
+        return dataset, split(dataset, self)
 
 
 def data_directory(directory: str | None = None) -> Path:

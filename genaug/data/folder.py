@@ -31,7 +31,7 @@ def read_folder(root: Path, config: Data) -> Raw:
     """All images below `root`, class by class in sorted order. Raises DataError naming the file."""
     parts = _parts(root)
     class_names = tuple(path.name for path in _class_folders(parts["train"]))
-    _refuse_lookalikes(class_names, parts["train"])
+    refuse_lookalikes(class_names, parts["train"])
     files: list[Path] = []
     labels: list[int] = []
     tests: list[bool] = []
@@ -108,7 +108,7 @@ def _pixels(image, background: int) -> np.ndarray:
 
 def _parts(root: Path) -> dict[str, Path]:
     """The folders that hold class folders: `root` itself, or its train/ and test/."""
-    names = {path.name for path in _folders(root, root)}
+    names = {path.name for path in subfolders_of(root, root)}
     if names == {"train"}:
         return {"train": root / "train"}
     if not {"train", "test"} <= names:
@@ -122,17 +122,17 @@ def _parts(root: Path) -> dict[str, Path]:
 
 
 def _class_folders(part: Path) -> list[Path]:
-    folders = _folders(part, part)
+    folders = subfolders_of(part, part)
     if not folders:
         raise DataError(f"{part} holds no class folders: put the images into one subfolder a class")
     return folders
 
 
-def _folders(parent: Path, root: Path) -> list[Path]:
+def subfolders_of(parent: Path, root: Path) -> list[Path]:
     """Sorted by name, not by the file system's order, which differs between machines."""
     found = sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
     for path in found:
-        _refuse_escape(path, root)
+        refuse_escape(path, root)
     return found
 
 
@@ -143,7 +143,7 @@ def _images(folder: Path, root: Path) -> Iterator[Path]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in [*subfolders, *sorted(names)]:
             path = Path(parent, name)
-            _refuse_escape(path, root)
+            refuse_escape(path, root)
             if name in subfolders or name.startswith(".") or name.lower() in _CLUTTER:
                 continue
             if path.suffix.lower() in SUFFIXES:
@@ -154,14 +154,15 @@ def _images(folder: Path, root: Path) -> Iterator[Path]:
         logging.warning("%s: %d files that are not images were passed over", folder, others)
 
 
-def _refuse_escape(path: Path, root: Path) -> None:
+def refuse_escape(path: Path, root: Path) -> None:
+    """Nothing outside the folder that was named is read."""
     if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
         raise DataError(
             f"{path} is a symbolic link that leaves {root}: copy the file into the folder instead"
         )
 
 
-def _refuse_lookalikes(names: tuple[str, ...], folder: Path) -> None:
+def refuse_lookalikes(names: tuple[str, ...], folder: Path) -> None:
     """Two spellings of one class are two classes here and one on another file system."""
     seen: dict[str, str] = {}
     for name in names:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from genaug.data.config import data_directory
 from genaug.data.sources import DIGITS_LICENCE, MNIST_FILE, MNIST_LICENCE, package_file
+from genaug.data.text_sources import FORTUNES, FORTUNES_LICENCE, PYDOC_LICENCE, fortune_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,11 @@ class Entry:
 
 
 def catalogue(directory: str | None = None) -> list[Entry]:
-    """Built-in sources, what is prepared in the data directory, and the forms a source can take."""
-    return [*_built_in(), *_prepared(data_directory(directory)), *_forms()]
+    """Built-in sources, what is prepared in the data directory, and the forms a source can take.
+
+    Images first, then texts.
+    """
+    return [*_built_in(), *_prepared(data_directory(directory)), *_forms(), *_texts()]
 
 
 def _built_in() -> list[Entry]:
@@ -86,6 +90,41 @@ def _forms() -> list[Entry]:
         "DIRECTORY": "a prepared dataset (dataset_info.json inside)",
     }
     return [
+        Entry(name=name, kind="form", found=True, where="", size="", licence="yours", how=how)
+        for name, how in forms.items()
+    ]
+
+
+def _texts() -> list[Entry]:
+    """Built-in texts and the forms of one's own, for `TextData`."""
+    topics = package_file("pydoc_data", "topics.py")
+    fortunes = fortune_files()
+    forms = {
+        "FILE.txt": "one text, or texts between the lines that --data.separator names",
+        "FILE.jsonl, FILE.csv": "a text a row; --data.text-column, and --data.label-column",
+        "FOLDER": "of .txt files, or one subfolder of them a class",
+    }
+    built_in = [
+        Entry(
+            name="pydoc_topics",
+            kind="built-in",
+            found=topics is not None,
+            where=str(topics or "Python's pydoc_data"),
+            size="some 80 English texts, 0.5 MB, no classes",
+            licence=PYDOC_LICENCE,
+            how="" if topics else "install Python's own library whole (pydoc_data is missing)",
+        ),
+        Entry(
+            name="fortunes",
+            kind="built-in",
+            found=bool(fortunes),
+            where=str(FORTUNES),
+            size=f"{len(fortunes)} classes" if fortunes else "15,000 short texts, 50 classes",
+            licence=FORTUNES_LICENCE,
+            how="" if fortunes else "apt install fortunes",
+        ),
+    ]
+    return built_in + [
         Entry(name=name, kind="form", found=True, where="", size="", licence="yours", how=how)
         for name, how in forms.items()
     ]

@@ -6,7 +6,7 @@ import difflib
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Integer, UInt64
 
 from genaug.data.config import Data
 from genaug.data.dataset import Dataset
@@ -44,26 +44,44 @@ def split(dataset: Dataset, config: Data) -> Splits:
         part[dataset.preset_test] = TEST
         test_fraction = 0.0
     pool = np.flatnonzero(part == TRAIN)
-    # A group of equal images moves as one, counted in the class of its first image.
-    _, first, group = np.unique(dataset.digests[pool], return_index=True, return_inverse=True)
-    group_class, group_size = dataset.labels[pool][first], np.bincount(group)
+    part[pool] = hold_out(
+        dataset.labels[pool],
+        dataset.digests[pool],
+        test_fraction=test_fraction,
+        valid_fraction=config.valid_fraction,
+        seed=config.split_seed,
+    )
+    train, valid, test = (np.flatnonzero(part == which) for which in (TRAIN, VALID, TEST))
+    _require_training_examples(dataset, train, test)
+    return Splits(_cut(dataset, config, train), valid, test)
+
+
+def hold_out(
+    labels: Integer[np.ndarray, " n"],
+    digests: UInt64[np.ndarray, " n"],
+    *,
+    test_fraction: float,
+    valid_fraction: float,
+    seed: int,
+) -> Int64[np.ndarray, " n"]:
+    """TRAIN, VALID or TEST for each example: shares of each class, equal examples together."""
+    # A group of equal examples moves as one, counted in the class of its first.
+    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
+    group_class, group_size = labels[first], np.bincount(group)
     group_part = np.full(len(first), TRAIN)
-    for label in range(len(dataset.class_names)):
+    for label in np.unique(labels).tolist():
         # In order of first appearance: the digests' own order would be as good, but not as legible.
         members = np.flatnonzero(group_class == label)
         members = members[np.argsort(first[members])]
         total = int(group_size[members].sum())
-        room = {TEST: round(test_fraction * total), VALID: round(config.valid_fraction * total)}
-        for member in members[permutation(len(members), config.split_seed, label)]:
+        room = {TEST: round(test_fraction * total), VALID: round(valid_fraction * total)}
+        for member in members[permutation(len(members), seed, label)]:
             for which, left in room.items():
                 if group_size[member] <= left:
                     group_part[member] = which
                     room[which] -= int(group_size[member])
                     break
-    part[pool] = group_part[group]
-    train, valid, test = (np.flatnonzero(part == which) for which in (TRAIN, VALID, TEST))
-    _require_training_examples(dataset, train, test)
-    return Splits(_cut(dataset, config, train), valid, test)
+    return group_part[group]
 
 
 def _check(dataset: Dataset, config: Data) -> None:
