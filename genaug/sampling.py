@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from genaug import parallel
-from genaug.types import CondField, GenerativeModel, UserError, Weights
+from genaug.types import CondField, GenerativeModel, LabelSpec, TokenSpec, UserError, Weights
 
 Rows = Mapping[str, np.ndarray]
 
@@ -54,10 +55,14 @@ def check_cond(cond: Rows, reads: Mapping[str, CondField]) -> None:
             )
         if not np.all(np.isfinite(values)):
             raise UserError(f"cond[{name!r}] holds values that are not finite.")
-        bound = getattr(spec, "vocab_size", getattr(spec, "num_classes", None))
-        if bound is not None and values.size and not 0 <= values.min() <= values.max() < bound:
-            wrong = values[(values < 0) | (values >= bound)].flat[0]
-            raise UserError(f"cond[{name!r}] holds {wrong}; it must be from 0 to {bound - 1}.")
+        low, high = field.low, field.high
+        if isinstance(spec, LabelSpec | TokenSpec):
+            count = spec.num_classes if isinstance(spec, LabelSpec) else spec.vocab_size
+            low, high = 0, count - 1
+        outside = values[(values < low) | (values > high)]
+        if outside.size:
+            allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise UserError(f"{name} is {outside.flat[0]:g}; it must be {allowed}.")
 
 
 def make_sampler(

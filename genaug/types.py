@@ -8,6 +8,7 @@ through them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -63,11 +64,14 @@ class CondField(NamedTuple):
     spec:     one row's shape and dtype; a LabelSpec or TokenSpec bounds its values.
     default:  what rows get where `cond` lacks it; None where there is no default.
     optional: whether `cond` may lack it without a default: `sample` is then another program.
+    low, high: what values may be, both included.
     """
 
     spec: jax.ShapeDtypeStruct
     default: float | None = None
     optional: bool = False
+    low: float = -math.inf
+    high: float = math.inf
 
 
 Metrics = dict[str, jax.Array]
@@ -110,6 +114,11 @@ class ModelConfig(Protocol):
     def make(self, spec: Spec) -> GenerativeModel:
         """Bind the shapes of one example (`spec`) and return the functions."""
         ...
+
+
+def row_keys(key: jax.Array, cond: Batch) -> jax.Array:
+    """The key of every row that `sample` draws: `fold_in(key, index)`."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(cond["index"])
 
 
 def no_score(weights: Weights, batch: Batch, key: jax.Array) -> Metrics:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from genaug.models import vae
 from genaug.nets.autoencoder import MLP, ConvNet
-from genaug.nets.likelihoods import Bernoulli, Likelihood
+from genaug.nets.likelihoods import Bernoulli, Likelihood, to_net
 from genaug.state import Adam, Optimizer, Variables, from_loss
 from genaug.types import (
     Batch,
@@ -35,6 +35,7 @@ from genaug.types import (
     Spec,
     UserError,
     Weights,
+    row_keys,
 )
 
 
@@ -71,7 +72,7 @@ class CVAE:
 
         def encode(variables: Variables, x: UInt8[Array, "n h w c"], label: Array) -> vae.Posterior:
             params = {"params": variables["params"]["encoder"]}
-            return encoder.apply(params, vae.to_net(x), one_hot(label))
+            return encoder.apply(params, to_net(x), one_hot(label))
 
         def decode(variables: Variables, z: vae.Latent, label: Array) -> Array:
             return decoder.apply({"params": variables["params"]["decoder"]}, z, one_hot(label))
@@ -101,7 +102,7 @@ class CVAE:
             return vae.negative_elbo(*terms, self.beta)
 
         def sample(weights: Weights, key: jax.Array, cond: Batch) -> Batch:
-            keys = vae.keys_of(key, cond)
+            keys = row_keys(key, cond)
             style = cond.get("near_label", cond["label"])
             z = vae.steer(
                 lambda x: encode(weights, x, style), keys, cond, self.latent_dim, self.temperature

@@ -28,10 +28,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from genaug.nets.autoencoder import MLP, ConvNet
-from genaug.nets.likelihoods import Bernoulli, Likelihood, to_bytes, to_unit
+from genaug.nets.likelihoods import Bernoulli, Likelihood, to_bytes, to_net
 from genaug.state import Adam, Optimizer, Variables, from_loss
 from genaug.transforms.images import Warp, warp_bytes
-from genaug.types import Batch, CondField, GenerativeModel, Metrics, Spec, UserError, Weights
+from genaug.types import (
+    Batch,
+    CondField,
+    GenerativeModel,
+    Metrics,
+    Spec,
+    UserError,
+    Weights,
+    row_keys,
+)
 
 Latent = Float[Array, "n z"]
 Posterior = tuple[Latent, Latent]
@@ -91,7 +100,7 @@ class VAE:
             return negative_elbo(*terms, self.beta)
 
         def sample(weights: Weights, key: jax.Array, cond: Batch) -> Batch:
-            keys = keys_of(key, cond)
+            keys = row_keys(key, cond)
             z = steer(lambda x: encode(weights, x), keys, cond, self.latent_dim, self.temperature)
             return {"image": observe(self.likelihood, decode(weights, z), keys, self.draw_pixels)}
 
@@ -118,7 +127,7 @@ def steering(spec: Spec, temperature: float) -> dict[str, CondField]:
         raise UserError(f"model.temperature is {temperature}; it must be 0 or more.")
     one = jax.ShapeDtypeStruct((), jnp.float32)
     return {
-        "temperature": CondField(one, default=temperature),
+        "temperature": CondField(one, default=temperature, low=0.0),
         "near": CondField(spec["image"], optional=True),
         "toward": CondField(spec["image"], optional=True),
         "fraction": CondField(one, optional=True),
@@ -129,11 +138,6 @@ def check_latent_dim(latent_dim: int) -> None:
     """Refuse a latent space without dimensions."""
     if latent_dim < 1:
         raise UserError(f"model.latent-dim is {latent_dim}; it must be at least 1.")
-
-
-def to_net(x: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Bytes to [-1, 1], what encoders read."""
-    return 2.0 * to_unit(x) - 1.0
 
 
 def augmented(x: UInt8[Array, "n h w c"], key: jax.Array, factor: float) -> UInt8[Array, "n h w c"]:
@@ -197,11 +201,6 @@ def bounds(
     log_weights = jax.lax.map(log_weight, jax.random.split(key, num_samples))
     iwae = jax.nn.logsumexp(log_weights, axis=0) - jnp.log(float(num_samples))
     return {"elbo": jnp.mean(log_weights, axis=0), "iwae": iwae}
-
-
-def keys_of(key: jax.Array, cond: Batch) -> jax.Array:
-    """The key of every row: `fold_in(key, index)`."""
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(cond["index"])
 
 
 def slerp(a: Latent, b: Latent, fraction: PerExample) -> Latent:

@@ -38,7 +38,7 @@ class Strength(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Warp:
-    """The two classical baselines' strengths."""
+    """The classical baselines' strengths."""
 
     rotation_degrees: float = 15.0
     scale: float = 0.15
@@ -54,6 +54,10 @@ class Warp:
     def affine(self) -> Strength:
         """Rotation, scale, shear and shift."""
         return Strength(self.rotation_degrees, self.scale, self.shear, self.shift)
+
+    def elastic_only(self) -> Strength:
+        """An elastic deformation."""
+        return Strength(elastic=self.elastic)
 
     def affine_elastic(self) -> Strength:
         """Affine, and an elastic deformation."""
@@ -98,23 +102,81 @@ def elastic_field(key: jax.Array, height: int, width: int, smoothing: float) -> 
     return field / jnp.sqrt(jnp.mean(jnp.sum(field**2, axis=0)))
 
 
-def warp(image: Image, key: jax.Array, strength: Strength, smoothing: float) -> Image:
-    """One image, warped by one draw; pixels from outside it are zero."""
-    height, width, _ = image.shape
+class Draw(NamedTuple):
+    """One image's warp: what of it can be said in a few numbers, and the elastic field."""
+
+    matrix: Float[Array, "2 2"]
+    shift: Float[Array, 2]  # share of the side
+    elastic: Scalar  # amount of `field`, share of the side
+    field: Grid
+
+
+def draw_warp(key: jax.Array, shape: tuple[int, int], strength: Strength, smoothing: float) -> Draw:
+    """A random warp of an image of that height and width."""
     key_affine, key_shift, key_elastic = jax.random.split(key, 3)
-    grid = centred_grid(height, width)
+    shift = strength.shift * jax.random.uniform(key_shift, (2,), minval=-1.0, maxval=1.0)
+    field = elastic_field(key_elastic, *shape, smoothing)
+    return Draw(affine_matrix(key_affine, strength), shift, strength.elastic, field)
+
+
+def apply_warp(image: Image, draw: Draw) -> Image:
+    """The image as the warp sees it; pixels from outside it are zero."""
+    height, width, _ = image.shape
     side = jnp.array([height, width], jnp.float32)
-    shift = strength.shift * side * jax.random.uniform(key_shift, (2,), minval=-1.0, maxval=1.0)
-    field = elastic_field(key_elastic, height, width, smoothing)
-    source = jnp.einsum("ij,jhw->ihw", affine_matrix(key_affine, strength), grid)
+    source = jnp.einsum("ij,jhw->ihw", draw.matrix, centred_grid(height, width))
     centre = (side - 1.0) / 2.0
-    source = source + jnp.expand_dims(centre + shift, (1, 2))
-    source = source + strength.elastic * jnp.sqrt(side[0] * side[1]) * field
+    source = source + jnp.expand_dims(centre + side * draw.shift, (1, 2))
+    source = source + draw.elastic * jnp.sqrt(side[0] * side[1]) * draw.field
 
     def channel(plane: Array) -> Array:
         return map_coordinates(plane, [source[0], source[1]], order=1, mode="constant", cval=0.0)
 
     return jax.vmap(channel, in_axes=2, out_axes=2)(image)
+
+
+def warp(image: Image, key: jax.Array, strength: Strength, smoothing: float) -> Image:
+    """One image, warped by one draw; pixels from outside it are zero."""
+    height, width, _ = image.shape
+    return apply_warp(image, draw_warp(key, (height, width), strength, smoothing))
+
+
+DESCRIPTION_DIM = 7
+"""Length of a warp's description."""
+
+
+def warp_described(
+    images: Float[Array, "n h w c"],
+    key: jax.Array,
+    strength: Strength,
+    smoothing: float,
+    probability: float,
+) -> tuple[Float[Array, "n h w c"], Float[Array, "n a"]]:
+    """Warp a share of the images, and say how each was: zeros where it was not.
+
+    The description goes to a generator as a condition, so that its samples, drawn with zeros, are
+    not warped (Karras et al. 2022, app. F.2): the matrix less the identity, the shift, and the
+    elastic amount, each in units of a full-strength warp. Only the elastic field's shape is not
+    in it.
+    """
+    height, width, _ = images.shape[1:]
+
+    def one(image: Image, key: jax.Array) -> tuple[Image, Float[Array, " a"]]:
+        key_chosen, key_warp = jax.random.split(key)
+        chosen = jax.random.bernoulli(key_chosen, probability).astype(jnp.float32)
+        # Strength zero is the identity, elastic or not: one path for both.
+        scaled = Strength(*(chosen * jnp.asarray(value) for value in strength))
+        draw = draw_warp(key_warp, (height, width), scaled, smoothing)
+        full = Warp()
+        description = jnp.concatenate(
+            [
+                (draw.matrix - jnp.eye(2)).ravel() / full.scale,
+                draw.shift / full.shift,
+                jnp.reshape(draw.elastic / full.elastic, (1,)),
+            ]
+        )
+        return apply_warp(image, draw), description
+
+    return jax.vmap(one)(images, jax.random.split(key, images.shape[0]))
 
 
 def warp_batch(

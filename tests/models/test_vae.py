@@ -8,6 +8,7 @@ import scipy.integrate
 import scipy.stats
 
 from genaug.models import vae
+from genaug.types import row_keys
 
 
 def posterior(n=5, dim=3, seed=0):
@@ -175,7 +176,7 @@ def encode(x):
 
 def steer(key, **cond):
     cond = {"index": jnp.arange(4), **cond}
-    return vae.steer(encode, vae.keys_of(key, cond), cond, DIM, 1.0)
+    return vae.steer(encode, row_keys(key, cond), cond, DIM, 1.0)
 
 
 NEAR = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 3, 3, 1)), jnp.uint8)
@@ -217,7 +218,7 @@ def test_between_two_examples_a_temperature_adds_noise(key):
 
 
 def test_a_rows_key_depends_on_its_index_alone(key):
-    keys = vae.keys_of(key, {"index": jnp.array([7, 3])})
+    keys = row_keys(key, {"index": jnp.array([7, 3])})
     for i, index in enumerate([7, 3]):
         np.testing.assert_array_equal(
             jax.random.key_data(keys[i]), jax.random.key_data(jax.random.fold_in(key, index))
