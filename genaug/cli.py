@@ -85,6 +85,12 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, help="a run folder")
     data = command("data", "which datasets are here, and how to get what is not")
     data.add_argument("what", choices=("list",))
+    tokenizer = command("tokenizer", "train a byte-level BPE on a set of texts")
+    tokenizer.add_argument("source", help="pydoc_topics, fortunes, a .txt .jsonl .csv, a folder")
+    tokenizer.add_argument("--vocab-size", type=int, default=4096, help="ids (default 4096)")
+    tokenizer.add_argument("--out", type=Path, default=Path("tokenizer.json"), help="a new file")
+    tokenizer.add_argument("--text-column", default="text", help="of a .jsonl or .csv")
+    tokenizer.add_argument("--separator", help="line between the texts of a .txt")
     command("doctor", "versions, devices, extras and data found")
     return top
 
@@ -104,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
             "evaluate": _evaluate,
             "report": _report,
             "data": _data,
+            "tokenizer": _tokenizer,
             "doctor": _doctor,
         }
         return commands[options.command](options, rest)
@@ -172,7 +179,7 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
     experiment = _experiment(options, fields)
     import jax
 
-    from genaug import job, runs
+    from genaug import job, replication, runs
     from genaug.logs import lock
     from genaug.table import results_table
 
@@ -188,18 +195,23 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
     existed = directory.exists()
     try:
         with lock(directory):
-            run = runs.prepare(experiment, directory, compare=options.command == "run")
             if options.command == "train":
+                run = runs.prepare(experiment, directory, compare=False)
                 job.announce(run, console)
                 job.train(run, console)
                 console.print(f"trained: {directory}/checkpoints, {directory}/samples")
             else:
-                results = job.run_job(run, console)
+                if experiment.study.num_splits > 1:
+                    results = replication.run_splits(experiment, directory, console)
+                    samplers = f"{directory}/split_*/export/"
+                else:
+                    results = job.run_job(runs.prepare(experiment, directory), console)
+                    samplers = f"{directory}/export/"
                 console.print()
                 console.print(results_table(results))
                 console.print(f"\n{results['verdict']['sentence']}\n")
                 console.print(f"Report   {directory}/report.html")
-                console.print(f"Sampler  {directory}/export/")
+                console.print(f"Sampler  {samplers}")
     finally:
         _remove_if_unused(directory, existed)
     console.print(f"{time.monotonic() - began:.0f} s")
@@ -250,6 +262,18 @@ def _data(options: argparse.Namespace, _: list[str]) -> int:
     from genaug.commands import data_list
 
     print(data_list())
+    return 0
+
+
+def _tokenizer(options: argparse.Namespace, _: list[str]) -> int:
+    from genaug.data.text import TextData
+    from genaug.data.text_dataset import train_tokenizer
+
+    data = TextData(
+        source=options.source, text_column=options.text_column, separator=options.separator
+    )
+    made = train_tokenizer(data, options.vocab_size, options.out)
+    print(f"{made.num_text} ids in {options.out}; use it as --data.tokenizer {options.out}")
     return 0
 
 

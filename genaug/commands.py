@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,25 @@ from genaug.config import nearest_name
 from genaug.data import Data, Dataset, catalogue, load
 from genaug.data.folder import decode
 from genaug.data.raw import shape_image
+from genaug.data.tokens import show
 from genaug.evaluation import classifier
 from genaug.evaluation.audit import Labels, Result, audit
-from genaug.files import save_arrays
-from genaug.logs import plain
+from genaug.files import save_arrays, write_atomically
+from genaug.logs import plain, plain_lines
 from genaug.parallel import Mesh, make_mesh
 from genaug.pictures import write_grid
 from genaug.sampling import make_sampler
-from genaug.types import CondField, UserError
+from genaug.types import CondField, TokenSpec, UserError
 
-EXTRAS = {"demo": ("mlxtend", "imblearn"), "test": ("pytest", "beartype", "hypothesis", "ruff")}
+EXTRAS = {
+    "demo": ("mlxtend", "imblearn"),
+    "text": ("tokenizers",),
+    "test": ("pytest", "beartype", "ruff"),
+}
 
 
 def sample(options: argparse.Namespace, conditions: Sequence[str]) -> str:
-    """Draw from a run's model into a folder of PNGs or an .npz; returns where they are.
+    """Draw from a run's model: a folder of PNGs, JSON lines or an .npz; returns where they are.
 
     conditions: what the sampler reads, as `--name value`.
     """
@@ -39,27 +45,59 @@ def sample(options: argparse.Namespace, conditions: Sequence[str]) -> str:
     run = runs.open_run(options.run)
     names = run.about_data["class_names"]
     cond = _cond(options, conditions, run, names)
+    out = options.out or options.run / ("drawn" if run.tokenizer is None else "drawn.jsonl")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} is there already: name another with --out.")
     sampler = make_sampler(run.model, run.weights, run.mesh)
     rows = sampler(jax.random.key(options.seed), cond)
-    out = options.out or options.run / "drawn"
     if out.suffix == ".npz":
         save_arrays(out, {**rows, "index": cond["index"], "class_names": np.array(names)})
-        return f"{options.n} images in {out}"
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: name another folder with --out.")
-    model_digest = export.digest(jax.device_get(run.weights))
-    folders = folder_names(names)
-    for i, image in enumerate(rows["image"]):
-        folder = out / (folders[rows["label"][i]] if "label" in rows else "images")
-        folder.mkdir(parents=True, exist_ok=True)
+        return f"{options.n} examples in {out}"
+    provenance = {"seed": options.seed, "model": export.digest(jax.device_get(run.weights))}
+    labels = cond.get("label")
+    if run.tokenizer is None:
+        folders = folder_names(names)
+        of_each = ["images"] * options.n if labels is None else [folders[c] for c in labels]
+        return _write_images(out, rows["image"], of_each, cond["index"], provenance)
+    texts = show(rows["tokens"], rows["segments"], run.tokenizer)
+    classes = None if labels is None else [names[c] for c in labels]
+    return _write_texts(out, texts, classes, cond["index"], provenance)
+
+
+def _write_images(
+    out: Path,
+    images: np.ndarray,
+    folders: Sequence[str],
+    index: np.ndarray,
+    provenance: Mapping[str, Any],
+) -> str:
+    """A PNG for every image in its folder, with its provenance inside, and a grid of the first."""
+    for folder, image, address in zip(folders, images, index, strict=True):
+        (out / folder).mkdir(parents=True, exist_ok=True)
         text = PngImagePlugin.PngInfo()
-        provenance = {"seed": options.seed, "index": cond["index"][i], "model": model_digest}
-        for key, value in {"synthetic": "genaug", **provenance}.items():
+        for key, value in {"synthetic": "genaug", **provenance, "index": address}.items():
             text.add_text(key, str(value))
         picture = Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
-        picture.save(folder / f"{cond['index'][i]:06d}.png", pnginfo=text)
-    write_grid(out / "grid.png", rows["image"][:100], columns=10)
-    return f"{options.n} images in {out}, the first of them in {out / 'grid.png'}"
+        picture.save(out / folder / f"{address:06d}.png", pnginfo=text)
+    write_grid(out / "grid.png", images[:100], columns=10)
+    return f"{len(images)} images in {out}, the first of them in {out / 'grid.png'}"
+
+
+def _write_texts(
+    out: Path,
+    texts: Sequence[str],
+    labels: Sequence[str] | None,
+    index: np.ndarray,
+    provenance: Mapping[str, Any],
+) -> str:
+    """JSON lines, one a text, with its class and provenance."""
+    lines = [
+        {"text": text, **({"label": labels[i]} if labels else {}), "synthetic": "genaug"}
+        | {**provenance, "index": int(index[i])}
+        for i, text in enumerate(texts)
+    ]
+    write_atomically(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return f"{len(texts)} texts in {out}; the first:\n{plain_lines(texts[0])}"
 
 
 def folder_names(names: Sequence[str]) -> list[str]:
@@ -94,8 +132,8 @@ def _cond(
     if "toward" in given and "near" not in given:
         raise UserError("--toward needs --near: the image to start from.")
     for name, text in given.items():
-        value = _value(name, text, reads[name].spec)
-        cond[name] = np.broadcast_to(value, (count, *value.shape))
+        for field, value in _value(name, text, reads[name].spec, run).items():
+            cond[field] = np.broadcast_to(value, (count, *value.shape))
     if "toward" in cond and "fraction" not in cond:
         cond["fraction"] = np.linspace(0.0, 1.0, count, dtype=np.float32)
     return cond
@@ -119,19 +157,32 @@ def _pairs(words: Sequence[str], reads: Mapping[str, CondField]) -> Iterator[tup
         yield flag[2:].replace("-", "_"), value
 
 
-def _value(name: str, text: str, spec: jax.ShapeDtypeStruct) -> np.ndarray:
-    """A condition's value as a row: an image file where it has an image's shape, else a number."""
-    if spec.shape:
-        return _read_image(Path(text), spec.shape)
+def _value(
+    name: str, text: str, spec: jax.ShapeDtypeStruct, run: runs.Trained
+) -> dict[str, np.ndarray]:
+    """What an option says, as rows of conditions.
+
+    Text becomes tokens and their number, an image's shape wants a file; the rest are numbers.
+    """
     flag = f"--{name.replace('_', '-')}"
+    if isinstance(spec, TokenSpec) and run.tokenizer is not None:
+        ids, length = run.tokenizer.encode(text), spec.shape[0]
+        if len(ids) > length - 2:
+            raise UserError(
+                f"{flag} has {len(ids)} tokens; this model's context has room for {length - 2} "
+                "and one more to say: give a shorter one."
+            )
+        padded = np.zeros(length, np.int32)
+        padded[: len(ids)] = ids
+        return {name: padded, f"{name}_length": np.asarray(len(ids), np.int32)}
+    if spec.shape:
+        return {name: _read_image(Path(text), spec.shape)}
     try:
         value = np.asarray(float(text) if spec.dtype == np.float32 else int(text), spec.dtype)
     except (ValueError, OverflowError):
         kind = "a number" if spec.dtype == np.float32 else "a whole number"
         raise UserError(f"{flag} is {text!r}; expected {kind}.") from None
-    if value < 0:
-        raise UserError(f"{flag} is {text}; it cannot be negative.")
-    return value
+    return {name: value}
 
 
 def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:

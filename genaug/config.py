@@ -19,6 +19,7 @@ from typing import Any
 
 from genaug.augmentation import Balance, Filters
 from genaug.data.config import Data
+from genaug.data.text import TextData
 from genaug.evaluation.study import Study
 from genaug.parallel import Mesh
 from genaug.train import Train
@@ -31,7 +32,7 @@ class Experiment:
 
     name: str  # the run folder is runs/NAME
     model: ModelConfig
-    data: Data = field(default_factory=Data)
+    data: Data | TextData = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     balance: Balance = field(default_factory=Balance)
     filters: Filters = field(default_factory=Filters)

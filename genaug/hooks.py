@@ -9,7 +9,10 @@ import jax
 import numpy as np
 
 from genaug.augmentation import flat
+from genaug.data.text_dataset import TextDataset
+from genaug.data.tokens import show
 from genaug.evaluation.manifold import manifold_scores
+from genaug.files import write_atomically
 from genaug.pictures import write_grid
 from genaug.runs import Prepared
 from genaug.sampling import Rows, Sampler, make_sampler, make_scorer
@@ -18,6 +21,9 @@ from genaug.types import GenerativeModel, LabelSpec, State
 
 Record = Callable[[int, dict[str, float]], None]
 Sampling = Callable[[State], Sampler]
+
+RULE = f"\n{'-' * 80}\n"
+"""Between two sampled texts."""
 
 NEIGHBOURS = 5
 """k of the mode coverage (Naeem et al. 2020); a class needs one more image to have a figure."""
@@ -50,15 +56,21 @@ def _sampling(run: Prepared) -> Sampling:
 
 
 def scores(run: Prepared, key: jax.Array, record: Record) -> Callable[[int, State], None]:
-    """Score the validation examples: mean and standard error of every value the family gives."""
+    """Score the validation examples: mean and standard error of every value the family gives.
+
+    Rows that stand for different amounts of text are weighted by their bytes.
+    """
     score = make_scorer(run.model, run.mesh)
     valid = run.dataset.arrays(run.splits.valid)
+    weights = valid.get("num_bytes", np.ones(len(run.splits.valid))).astype(np.float64)
 
     def call(step: int, state: State) -> None:
         found: dict[str, float] = {}
         for name, value in score(run.model.weights(state), key, valid).items():
-            found[f"valid_{name}"] = float(np.mean(value))
-            found[f"valid_{name}_se"] = float(np.std(value) / np.sqrt(len(value)))
+            mean = float(np.average(value, weights=weights))
+            spread = np.sqrt(np.sum((weights * (value - mean)) ** 2)) / np.sum(weights)
+            found[f"valid_{name}"] = mean
+            found[f"valid_{name}_se"] = float(spread)
         if found:
             record(step, found)
 
@@ -81,12 +93,17 @@ def samples(
     run: Prepared, sampling: Sampling, key: jax.Array, columns: int = 10
 ) -> Callable[[int, State], None]:
     """Samples in `samples/`: a row per class, always from the same noise."""
-    classes = np.arange(min(len(run.dataset.class_names), 20))
+    classes = np.arange(min(max(len(run.dataset.class_names), 1), 20))
     cond = class_cond(run.model, np.repeat(classes, columns))
 
     def call(step: int, state: State) -> None:
         rows = sampling(state)(key, cond)
-        write_grid(run.directory / "samples" / f"step_{step:06d}.png", rows["image"], columns)
+        path = run.directory / "samples" / f"step_{step:06d}"
+        if isinstance(run.dataset, TextDataset):
+            texts = show(rows["tokens"], rows["segments"], run.dataset.tokenizer)
+            write_atomically(path.with_suffix(".txt"), RULE.join(texts) + "\n")
+        else:
+            write_grid(path.with_suffix(".png"), rows["image"], columns)
 
     return call
 

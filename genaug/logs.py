@@ -29,6 +29,11 @@ def plain(text: str) -> str:
     return _CONTROL.sub("�", text)
 
 
+def plain_lines(text: str) -> str:
+    """`plain`, but for its line breaks."""
+    return "\n".join(plain(line) for line in text.split("\n"))
+
+
 def make_console(quiet: bool = False) -> Console:
     """Where a run prints; nothing that comes from data is read as markup."""
     return Console(markup=False, emoji=False, highlight=False, quiet=quiet, soft_wrap=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,18 @@ import genaug
 from genaug import checkpoint, parallel, train
 from genaug.augmentation import Balance, require_labels, wanted
 from genaug.config import Experiment, differences, experiment_from_json, to_json
-from genaug.data import Data, Dataset, Splits, load, split
+from genaug.data.config import Data
+from genaug.data.dataset import Dataset
+from genaug.data.splits import Splits
+from genaug.data.text import TextData
+from genaug.data.text_dataset import TextDataset
+from genaug.data.tokens import BPE, Tokenizer, read_tokenizer
 from genaug.evaluation.study import require_smote
-from genaug.export import spec_from_json, spec_to_json
-from genaug.files import read_json, write_json
+from genaug.export import named, spec_from_json, spec_to_json
+from genaug.files import read_json, write_atomically, write_json
 from genaug.logs import plain
-from genaug.types import DataError, GenerativeModel, Spec, UserError, Weights
+from genaug.state import started_from
+from genaug.types import DataError, GenerativeModel, Spec, State, UserError, Weights
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
 
@@ -32,16 +41,22 @@ class Prepared:
 
     experiment: Experiment
     directory: Path
-    dataset: Dataset
+    dataset: Dataset | TextDataset
     splits: Splits
     model: GenerativeModel
     mesh: parallel.DeviceMesh
+    start: Callable[[State], State] = lambda fresh: fresh
 
     @property
     def rare(self) -> tuple[int, ...]:
         """The positions of the rare classes."""
         names = list(self.dataset.class_names)
-        return tuple(names.index(name) for name in self.experiment.data.rare_classes)
+        return tuple(names.index(name) for name in rare_classes(self.experiment))
+
+
+def rare_classes(experiment: Experiment) -> tuple[str, ...]:
+    """The classes that are cut, by name; texts have none."""
+    return experiment.data.rare_classes if isinstance(experiment.data, Data) else ()
 
 
 def check_claim(directory: Path, experiment: Experiment) -> None:
@@ -66,8 +81,10 @@ def check(experiment: Experiment) -> None:
     balance, filters, study = experiment.balance, experiment.filters, experiment.study
     least: dict[str, tuple[float | None, float]] = {
         "seed": (experiment.seed, 0),
+        "train.coverage-samples": (experiment.train.coverage_samples, 0),
         "balance.factor": (balance.factor, 1),
         "balance.max-draws": (balance.max_draws, 1),
+        "study.num-splits": (study.num_splits, 1),
         "study.num-seeds": (study.num_seeds, 1),
         "study.bootstrap-draws": (study.bootstrap_draws, 2),
         "study.classifier.num-steps": (study.classifier.num_steps, 1),
@@ -90,16 +107,30 @@ def check(experiment: Experiment) -> None:
             raise UserError(f"{name} is {value}; it must lie from 0 to 1.")
     if not study.weights or 0 in study.weights:
         raise UserError("study.weights must name at least one share, each above 0.")
+    for times in study.strengths:
+        if not 0 < times < math.inf:
+            raise UserError(f"study.strengths is {times}; it must be above 0, and finite.")
+    if 1.0 not in study.strengths:
+        raise UserError("study.strengths must contain 1: the arm that checks labels is of it.")
+    if len({f"{times:g}" for times in study.strengths}) < len(study.strengths):
+        raise UserError("study.strengths names a strength twice: leave one out.")
     if study.level in (0, 1):
         raise UserError(f"study.level is {study.level}; use a share between 0 and 1, as 0.95.")
-    if study.metric == "rare_recall" and not experiment.data.rare_classes:
+    if experiment.train.coverage_samples and not isinstance(experiment.data, Data):
+        raise UserError("train.coverage-samples is of images: leave it at 0 for texts.")
+    if study.metric == "rare_recall" and not rare_classes(experiment):
         raise UserError("study.metric rare_recall needs data.rare-classes: the classes it is of.")
 
 
 def check_comparable(
-    dataset: Dataset, splits: Splits, model: GenerativeModel, balance: Balance
+    dataset: Dataset | TextDataset, splits: Splits, model: GenerativeModel, balance: Balance
 ) -> None:
     """Refuse at the start what the comparison would stop at after hours of training."""
+    if not isinstance(dataset, Dataset):
+        raise UserError(
+            f"{plain(dataset.name)} holds texts, and the comparison is one of image classifiers: "
+            "use `genaug train`, and read the bits per byte."
+        )
     if len(dataset.class_names) < 2:
         raise DataError(
             f"{plain(dataset.name)} has the class {plain(dataset.class_names[0])} alone, and a "
@@ -129,17 +160,26 @@ def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) ->
     check_claim(directory, experiment)
     mesh = parallel.make_mesh(experiment.mesh)
     parallel.check_batch_size(experiment.train.batch_size, mesh)
-    dataset = load(experiment.data)
-    splits = split(dataset, experiment.data)
+    dataset, splits = experiment.data.read()
     if len(splits.train) < experiment.train.batch_size:
         raise UserError(
             f"train.batch-size is {experiment.train.batch_size}, but {plain(dataset.name)} has "
-            f"only {len(splits.train)} training images: use a smaller --train.batch-size."
+            f"only {len(splits.train)} training examples: use a smaller --train.batch-size."
         )
     model = experiment.model.make(dataset.spec)
     if compare:
         check_comparable(dataset, splits, model, experiment.balance)
     about = describe_data(dataset, splits)
+    start: Callable[[State], State] = lambda fresh: fresh  # noqa: E731
+    if experiment.train.start_from:
+        base = open_run(Path(experiment.train.start_from))
+        check_base(base, experiment, model, about)
+        about["started_from"] = {
+            "run": experiment.train.start_from,
+            "fingerprint": base.about_data["fingerprint"],
+            "step": base.step,
+        }
+        start = partial(_start, base.state)
     path = directory / "data.json"
     if path.is_file() and read_json(path) != about:
         raise DataError(
@@ -149,6 +189,8 @@ def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) ->
     write_json(path, about)
     write_json(directory / "config.json", to_json(experiment))
     write_json(directory / "environment.json", environment())
+    if isinstance(dataset, TextDataset) and isinstance(dataset.tokenizer, BPE):
+        write_atomically(directory / "tokenizer.json", dataset.tokenizer.json)
     return Prepared(
         experiment=experiment,
         directory=directory,
@@ -156,10 +198,55 @@ def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) ->
         splits=splits,
         model=model,
         mesh=mesh,
+        start=start,
     )
 
 
-def describe_data(dataset: Dataset, splits: Splits) -> dict[str, Any]:
+def _start(base: State, fresh: State) -> State:
+    return started_from(fresh, base)
+
+
+SPLIT_FIELDS = ("split_seed", "test_fraction", "valid_fraction", "holdout", "rare_count")
+
+
+def check_base(
+    base: Trained, experiment: Experiment, model: GenerativeModel, about: dict[str, Any]
+) -> None:
+    """Refuse to start from another family, shape or vocabulary, or from what saw the held-out data.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    name = f"train.start-from {experiment.train.start_from}"
+    mine, other = type(experiment.model).__name__, type(base.experiment.model).__name__
+    if mine != other:
+        raise UserError(f"{name} is a run of {other}, and this is a {mine}: start from its kind.")
+    if about.get("tokenizer") != base.about_data.get("tokenizer"):
+        raise UserError(
+            f"{name} was trained on another vocabulary: use its tokenizer (--data.tokenizer "
+            f"{experiment.train.start_from}/tokenizer.json, or bytes)."
+        )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    trees = [jax.eval_shape(init, key) for init in (base.model.init, model.init)]
+    shapes = [{path: leaf.shape for path, leaf in named(tree).items()} for tree in trees]
+    for path in [*shapes[0], *shapes[1]]:
+        there, here = (found.get(path, "absent") for found in shapes)
+        if there != here:
+            raise UserError(
+                f"{name} is of another shape: {path} is {there} there and {here} here. "
+                "Use the same --model.* and --data.* shapes."
+            )
+    if about["fingerprint"] == base.about_data["fingerprint"]:
+        old, new = ({f: getattr(e.data, f, None) for f in SPLIT_FIELDS}
+                    for e in (base.experiment, experiment))  # fmt: skip
+        for line in differences(old, new):
+            raise UserError(
+                f"{name} was trained on the same data under another split (data.{line}): what is "
+                "held out here may have been seen there. Split alike."
+            )
+
+
+def describe_data(dataset: Dataset | TextDataset, splits: Splits) -> dict[str, Any]:
     """What the run folder keeps of the data: enough to sample without it, and to know it again."""
 
     def counts(rows: np.ndarray) -> list[int]:
@@ -173,6 +260,7 @@ def describe_data(dataset: Dataset, splits: Splits) -> dict[str, Any]:
         "spec": spec_to_json(dataset.spec),
         "class_names": list(dataset.class_names),
         "counts": {name: counts(rows) for name, rows in splits._asdict().items()},
+        **({"tokenizer": dataset.tokenizer.digest} if isinstance(dataset, TextDataset) else {}),
     }
 
 
@@ -197,9 +285,11 @@ class Trained:
     about_data: dict[str, Any]
     spec: Spec
     model: GenerativeModel
+    state: State
     weights: Weights
     step: int
     mesh: parallel.DeviceMesh
+    tokenizer: Tokenizer | None  # of a model of text
 
 
 def open_run(directory: Path) -> Trained:
@@ -221,14 +311,21 @@ def open_run(directory: Path) -> Trained:
         about_data=about,
         spec=spec,
         model=model,
+        state=state,
         weights=model.weights(state),
         step=step,
         mesh=mesh,
+        tokenizer=_tokenizer(directory) if "tokenizer" in about else None,
     )
 
 
-def fraction_text(config: Data) -> str:
+def _tokenizer(directory: Path) -> Tokenizer:
+    trained = directory / "tokenizer.json"
+    return read_tokenizer(str(trained) if trained.is_file() else "bytes")
+
+
+def fraction_text(config: Data | TextData) -> str:
     """The cut in words, or nothing."""
-    if not config.rare_classes or config.rare_count is None:
+    if not isinstance(config, Data) or not config.rare_classes or config.rare_count is None:
         return ""
     return f" ({', '.join(config.rare_classes)} cut to {config.rare_count})"

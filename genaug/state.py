@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,7 +14,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from genaug.types import Batch, CondField, GenerativeModel, Metrics, Weights, no_score
+from genaug.types import (
+    Batch,
+    CondField,
+    GenerativeModel,
+    Metrics,
+    State,
+    UserError,
+    Weights,
+    no_score,
+)
 
 Params = Any
 Variables = dict[str, Any]
@@ -25,7 +35,7 @@ Loss = Callable[[Variables, Batch, jax.Array], tuple[Float[Array, ""], tuple[Met
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
-    """Adam (Kingma & Ba 2015), with decoupled weight decay and global-norm clipping if asked."""
+    """Adam (Kingma & Ba 2015), with decoupled weight decay, and clipping if asked."""
 
     learning_rate: float = 1e-3
     b1: float = 0.9
@@ -38,7 +48,7 @@ class Adam:
     def make(self) -> optax.GradientTransformation:
         """The Optax transformation."""
         rate = _schedule(self.learning_rate, self.warmup_steps, self.decay_steps)
-        adam = optax.adamw(rate, self.b1, self.b2, weight_decay=self.weight_decay)
+        adam = optax.adamw(rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=_decays)
         return _clipped(adam, self.clip_norm)
 
 
@@ -61,9 +71,24 @@ class SGD:
 Optimizer = Adam | SGD
 
 
+def _decays(params: Params) -> Any:
+    """Which parameters decay: not biases, nor the gains of norms (Radford et al. 2018, 4.1)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: (
+            jax.tree_util.keystr(path[-1:], simple=True) not in ("bias", "scale", "gain")
+        ),
+        params,
+    )
+
+
 def _schedule(peak: float, warmup_steps: int, decay_steps: int | None) -> optax.Schedule | float:
     if not warmup_steps and decay_steps is None:
         return peak
+    if decay_steps is not None and decay_steps <= warmup_steps:
+        raise UserError(
+            f"decay-steps is {decay_steps} and warmup-steps {warmup_steps}: the rate decays from "
+            "the end of the warm-up, so give more decay-steps, or none."
+        )
     if decay_steps is None:
         return optax.linear_schedule(0.0, peak, warmup_steps)
     return optax.warmup_cosine_decay_schedule(
@@ -102,6 +127,22 @@ def create(variables: Variables, optimizer: optax.GradientTransformation) -> Net
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
     )
+
+
+def started_from(fresh: State, old: State) -> State:
+    """The state in which training goes on from another run's result with a new optimiser.
+
+    Every network of `fresh` gets the EMA of its counterpart in `old` as parameters; step counts and
+    optimisers begin anew. The trees must be alike.
+    """
+
+    def one(new: Any, found: Any) -> Any:
+        if not isinstance(new, NetworkState):
+            return found
+        variables = {**found.variables, "params": jax.tree.map(jnp.copy, found.ema)}
+        return dataclasses.replace(new, variables=variables, ema=found.ema)
+
+    return jax.tree.map(one, fresh, old, is_leaf=lambda node: isinstance(node, NetworkState))
 
 
 def apply_gradients(

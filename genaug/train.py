@@ -21,6 +21,7 @@ class Train:
     """How long a generator is trained, and what happens on the way. Counts are in updates."""
 
     num_steps: int = 3000
+    start_from: str | None = None  # run folder whose weights training starts from (fine-tuning)
     batch_size: int = 128  # examples an update, over all devices
     steps_per_call: int = 50  # updates compiled into one program
     class_balance: float = 0.0  # 0 = draws as the data has them, 1 = every class equally often
@@ -68,6 +69,7 @@ def fit(
     key: jax.Array,
     mesh: parallel.DeviceMesh,
     checkpoints: Path | None = None,
+    start: Callable[[State], State] = lambda fresh: fresh,
     hooks: Sequence[Hook] = (),
     log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     resumed: Callable[[int], None] = lambda step: None,
@@ -76,6 +78,7 @@ def fit(
 
     batches: `(start, stop)` to the host batches of those updates: what update i sees is a function
              of i alone, so a resumed run sees what an unbroken one would.
+    start:   what becomes of the initial state where there is no checkpoint yet: fine-tuning.
     log:     called with the metrics of every call, one call late: the loop never waits for them.
     resumed: called once with the first update to be made.
     """
@@ -83,24 +86,24 @@ def fit(
     parallel.check_batch_size(config.batch_size, mesh)
     init_key, step_key = jax.random.split(key)
     found = checkpoints and checkpoint.restore(checkpoints, parallel.abstract(model.init, mesh))
-    state, start = found or (parallel.compile_init(model.init, mesh)(init_key), 0)
-    if start > config.num_steps:
+    state, first = found or (start(parallel.compile_init(model.init, mesh)(init_key)), 0)
+    if first > config.num_steps:
         raise UserError(
-            f"The run has already made {start} updates, more than train.num-steps "
+            f"The run has already made {first} updates, more than train.num-steps "
             f"{config.num_steps}: use another --run-dir."
         )
-    resumed(start)
+    resumed(first)
     if checkpoints:
-        hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, start))]
+        hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, first))]
     run = parallel.compile_steps(model.step, mesh)
     pending: tuple[int, Any] | None = None
-    stacks = _stacks(batches(start, config.num_steps), config.steps_per_call)
-    calls = range(start, config.num_steps, config.steps_per_call)
-    for first, stack in zip(calls, stacks, strict=True):
-        state, metrics = run(state, parallel.split_rows(stack, mesh, axis=1), step_key, first)
+    stacks = _stacks(batches(first, config.num_steps), config.steps_per_call)
+    calls = range(first, config.num_steps, config.steps_per_call)
+    for begin, stack in zip(calls, stacks, strict=True):
+        state, metrics = run(state, parallel.split_rows(stack, mesh, axis=1), step_key, begin)
         if pending:
             _report(*pending, log)
-        step = first + config.steps_per_call
+        step = begin + config.steps_per_call
         pending = (step, metrics)
         due = [hook for hook in hooks if step % hook.every == 0 or step == config.num_steps]
         if due:  # Hooks read the state and so wait for it; what a checkpoint covers is logged.

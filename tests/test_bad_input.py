@@ -372,7 +372,7 @@ def fails(run_cli, capsys):
         (("--n", "-3"), ["--n must be at least 1"]),
         (("--first", "-1"), ["--first at least 0"]),
         (("--class", "77"), ["no class 77", "Did you mean 7?", "0, 1, 2"]),
-        (("--temperature", "-1"), ["--temperature is -1", "negative"]),
+        (("--temperature", "-1"), ["temperature is -1", "at least 0"]),
         (("--temperature", "warm"), ["--temperature is 'warm'", "a number"]),
         (("--temperature",), ["--temperature needs a value"]),
         (("--guidance", "2"), ["no option --guidance", "reads --near-label, --temperature"]),

@@ -11,7 +11,7 @@ from genaug import cli, config
 
 pytest_plugins = ["tiny_run"]
 
-COMMANDS = ["run", "train", "sample", "evaluate", "report", "data", "doctor"]
+COMMANDS = ["run", "train", "sample", "evaluate", "report", "data", "tokenizer", "doctor"]
 HEAVY = ("jax", "flax", "numpy", "tyro", "rich", "PIL", "optax", "tensorflow_datasets")
 
 PROBE = """

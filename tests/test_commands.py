@@ -80,7 +80,7 @@ def test_samples_go_into_the_run_folder_unless_told_and_never_over_others(
     assert run_cli("sample", finished_copy, "--n", 1) == 0
     assert (finished_copy / "drawn" / "0" / "000000.png").is_file()
     assert run_cli("sample", finished_copy, "--n", 1) == 2
-    assert "drawn is not empty: name another folder with --out" in capsys.readouterr().err
+    assert "drawn is there already: name another with --out" in capsys.readouterr().err
 
 
 def test_an_npz_holds_images_labels_addresses_and_names(sample):

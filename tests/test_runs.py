@@ -11,6 +11,7 @@ from tiny_run import tiny
 import genaug
 from genaug import files, runs
 from genaug.config import from_json
+from genaug.data import Data
 from genaug.types import UserError
 
 pytest_plugins = ["tiny_run"]
@@ -42,7 +43,7 @@ def test_a_run_is_opened_without_its_data(finished, monkeypatch):
     def never(*arguments):
         raise AssertionError("the data was read")
 
-    monkeypatch.setattr(runs, "load", never)
+    monkeypatch.setattr(Data, "read", never)
     run = runs.open_run(finished)
     assert run.step == 20
     assert run.spec["image"].shape == (8, 8, 1)

@@ -53,18 +53,24 @@ def test_blocks_have_one_size_and_the_rows_come_back_in_order(count, key):
     [
         ({}, "lacks 'label'"),
         ({"label": [1, 2], "guidance": [1.0, 1.0]}, "takes no 'guidance': it reads label, prompt"),
-        ({"label": [1, 3]}, r"'label'\] holds 3; it must be from 0 to 2"),
-        ({"label": [-1, 0]}, "holds -1"),
+        ({"label": [1, 3]}, "label is 3; it must be from 0 to 2"),
+        ({"label": [-1, 0]}, "label is -1; it must be from 0"),
         ({"label": [[1], [2]]}, r"shape \(1,\), not \(\)"),
         ({"label": [0.0, np.nan]}, "not finite"),
-        ({"label": [0, 1], "prompt": [[1, 2], [10, 11]]}, "holds 11; it must be from 0 to 10"),
+        ({"label": [0, 1], "steps": [1, 0]}, "steps is 0; it must be at least 1"),
+        ({"label": [0, 1], "strength": [0.5, 1.5]}, "strength is 1.5; it must be from 0 to 1"),
+        ({"label": [0, 1], "prompt": [[1, 2], [10, 11]]}, "prompt is 11; it must be from 0 to 10"),
     ],
 )
 def test_conditions_that_a_family_does_not_read_or_out_of_bounds_are_refused(given, message):
     reads = {
         "label": CondField(LabelSpec(3)),
-        "prompt": CondField(TokenSpec(2, 10), default=0),
+        "prompt": CondField(TokenSpec(2, 10), default=0.0),
         "near": CondField(SPEC["image"], optional=True),
+        "steps": CondField(jax.ShapeDtypeStruct((), np.int32), default=5.0, low=1.0),
+        "strength": CondField(
+            jax.ShapeDtypeStruct((), np.float32), optional=True, low=0.0, high=1.0
+        ),
     }
     check_cond({"index": np.arange(2), "label": np.array([0, 2])}, reads)
     values = {name: np.asarray(value) for name, value in given.items()}

@@ -1,13 +1,14 @@
 """Updates, averages and schedules, against NumPy; buffers that can be given away."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from genaug import parallel
-from genaug.state import SGD, Adam, apply_gradients, create, from_loss
-from genaug.types import no_score
+from genaug.state import SGD, Adam, apply_gradients, create, from_loss, started_from
+from genaug.types import UserError, no_score
 
 W = np.array([0.5, -1.0, 2.0], np.float32)
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
@@ -215,3 +216,35 @@ def test_a_state_can_be_donated_step_after_step(optimizer, compiled, key):
         assert len(set(buffers(state))) == len(buffers(state))
     assert int(state.step) == 4
     assert np.isfinite(metrics["loss"])
+
+
+def test_a_start_takes_the_average_and_leaves_the_optimiser_anew():
+    optimizer = Adam().make()
+    old = create({"params": {"w": jnp.ones(3)}, "batch_stats": {"m": jnp.full(2, 4.0)}}, optimizer)
+    grads = {"w": jnp.full(3, 0.5)}
+    for _ in range(3):
+        old = apply_gradients(old, grads, {}, optimizer, ema_decay=0.9)
+    fresh = create({"params": {"w": jnp.zeros(3)}, "batch_stats": {"m": jnp.zeros(2)}}, optimizer)
+    got = started_from({"net": fresh, "extra": jnp.zeros(1)}, {"net": old, "extra": jnp.ones(1)})
+    np.testing.assert_array_equal(got["net"].variables["params"]["w"], old.ema["w"])
+    np.testing.assert_array_equal(got["net"].variables["batch_stats"]["m"], [4.0, 4.0])
+    np.testing.assert_array_equal(got["net"].ema["w"], old.ema["w"])
+    assert not np.array_equal(old.ema["w"], old.variables["params"]["w"])
+    chex.assert_trees_all_equal(got["net"].opt_state, fresh.opt_state)
+    assert got["net"].step == 0
+    np.testing.assert_array_equal(got["extra"], [1.0])
+
+
+def test_biases_and_gains_do_not_decay():
+    optimizer = Adam(learning_rate=0.1, weight_decay=0.5).make()
+    params = {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.05)
+    np.testing.assert_array_equal(updates["a"]["bias"], 0)
+    np.testing.assert_array_equal(updates["norm"]["scale"], 0)
+
+
+def test_a_decay_that_ends_before_it_begins_is_refused():
+    with pytest.raises(UserError, match="decay-steps is 100 and warmup-steps 100"):
+        Adam(warmup_steps=100, decay_steps=100).make()

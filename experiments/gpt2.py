@@ -1,0 +1,70 @@
+"""GPT-2's 124-million-parameter net on your own corpus: a preset for accelerators.
+
+    genaug tokenizer corpus/ --vocab-size 50256 --out tokenizer.json
+    genaug train experiments/gpt2.py --data.source corpus/ --data.tokenizer tokenizer.json
+
+A folder of .txt files (OpenWebText's, say), a .jsonl or a .csv; 1,024 tokens of context, nanoGPT's
+recipe (600,000 updates of 480 rows). Run here: the net's equality with Hugging Face's and its
+number of parameters (tests/models/test_transformer_lm.py), and `tiny()`. Not run: the training.
+"""
+
+import dataclasses
+
+from genaug.config import Experiment
+from genaug.data import TextData
+from genaug.models.transformer_lm import TransformerLM, gpt2
+from genaug.state import Adam
+from genaug.train import Train
+
+
+def config() -> Experiment:
+    """The full run."""
+    return Experiment(
+        name="gpt2",
+        data=TextData(
+            source="corpus",
+            tokenizer="tokenizer.json",
+            context=1024,
+            valid_fraction=0.0005,
+            stride=1024,
+        ),
+        model=dataclasses.replace(gpt2(), scan_layers=True, remat=True, dtype="bfloat16"),
+        train=Train(
+            num_steps=600_000,
+            batch_size=480,
+            steps_per_call=100,
+            evaluate_every=2000,
+            sample_every=10_000,
+            checkpoint_every=2000,
+        ),
+    )
+
+
+def tiny() -> Experiment:
+    """What `pydoc_lm` does not: GPT-2's layers, looped, texts packed whole."""
+    return dataclasses.replace(
+        config(),
+        name="gpt2_tiny",
+        data=TextData(source="pydoc_topics", packing="whole", too_long="split", context=24),
+        model=TransformerLM(
+            num_layers=2,
+            num_heads=2,
+            embed_dim=16,
+            positions="learned",
+            activation="gelu",
+            norm="layer",
+            use_bias=True,
+            scan_layers=True,
+            remat=True,
+            optimizer=Adam(learning_rate=3e-3),
+            ema_decay=0.99,
+        ),
+        train=Train(
+            num_steps=100,
+            batch_size=32,
+            steps_per_call=10,
+            evaluate_every=50,
+            sample_every=50,
+            checkpoint_every=50,
+        ),
+    )

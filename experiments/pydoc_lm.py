@@ -1,0 +1,70 @@
+"""A byte-level language model of Python's own documentation, in under an hour on two cores.
+
+    genaug train experiments/pydoc_lm.py
+    genaug sample runs/pydoc_lm --n 5 --prompt "The with statement" --temperature 0.8
+
+The 79 topics that `help()` knows, 465 kB that ship with Python; the last tenth of every topic is
+held out, and scored with what stands before it in its topic as context.
+"""
+
+import dataclasses
+
+from genaug.config import Experiment
+from genaug.data import TextData
+from genaug.models.transformer_lm import TransformerLM
+from genaug.state import Adam
+from genaug.train import Train
+
+
+def config() -> Experiment:
+    """The full run."""
+    return Experiment(
+        name="pydoc_lm",
+        data=TextData(source="pydoc_topics", holdout="tail", context=256),
+        model=TransformerLM(
+            num_layers=4,
+            num_heads=4,
+            embed_dim=192,
+            dropout=0.2,
+            optimizer=Adam(
+                learning_rate=2e-3,
+                b2=0.99,
+                weight_decay=0.1,
+                clip_norm=1.0,
+                warmup_steps=100,
+                decay_steps=5000,
+            ),
+        ),
+        train=Train(
+            num_steps=5000,
+            batch_size=32,
+            evaluate_every=1000,
+            sample_every=1000,
+            checkpoint_every=500,
+        ),
+    )
+
+
+def tiny() -> Experiment:
+    """The same in seconds, on rows of 24 bytes."""
+    return dataclasses.replace(
+        config(),
+        name="pydoc_lm_tiny",
+        data=TextData(source="pydoc_topics", holdout="tail", context=24),
+        model=TransformerLM(
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            embed_dim=16,
+            optimizer=Adam(learning_rate=3e-3),
+            ema_decay=0.99,
+        ),
+        train=Train(
+            num_steps=100,
+            batch_size=32,
+            steps_per_call=10,
+            evaluate_every=50,
+            sample_every=50,
+            checkpoint_every=50,
+        ),
+    )

@@ -1,0 +1,294 @@
+"""A decoder-only transformer: pre-norm, rotary or learned positions, grouped-query attention.
+
+One module computes whole rows (training, scoring, reading a prompt) and, given a cache of keys and
+values, the next few tokens of each (generation).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from genaug.nets import layers
+
+Activation = Literal["gelu", "swiglu"]
+Norm = Literal["layer", "rms"]
+Positions = Literal["learned", "rope"]
+Dtype = Literal["bfloat16", "float32"]
+Cache = list[tuple[Float[Array, "n g s d"], Float[Array, "n g s d"]]]
+"""Keys and values of every layer: heads before positions, so that a head's are contiguous."""
+
+_LEAST_BLOCK = 64  # queries; smaller products take longer than what they leave out
+_INIT = nn.initializers.normal(0.02)  # Radford et al. 2019, as published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Hyper-parameters of one layer."""
+
+    num_heads: int
+    num_kv_heads: int  # divides num_heads
+    mlp_dim: int
+    activation: Activation
+    norm: Norm
+    epsilon: float  # of the norms
+    use_bias: bool
+    dropout: float
+    residual_scale: float  # of the initial weights of what a layer adds
+    remat: bool  # compute activations again in the backward pass rather than keep them
+
+
+def document_mask(segments: Int[Array, "n t"]) -> Bool[Array, "n 1 t t"]:
+    """Which positions each may attend to: itself and those before it in its own document.
+
+    A document's number is the absolute value of its segment.
+    """
+    document = jnp.abs(segments)
+    same = jnp.expand_dims(document, 2) == jnp.expand_dims(document, 1)
+    causal = jnp.tri(segments.shape[1], dtype=jnp.bool_)
+    return jnp.expand_dims(same & jnp.expand_dims(causal, 0), 1)
+
+
+def causal_mask(position: Int[Array, ""], count: int, length: int) -> Bool[Array, "1 1 t s"]:
+    """Which of `length` positions each of `count` from `position` on may attend to."""
+    rows = jnp.expand_dims(position + jnp.arange(count), 1)
+    return jnp.expand_dims(jnp.expand_dims(jnp.arange(length), 0) <= rows, (0, 1))
+
+
+def rotations(
+    position: Int[Array, ""], count: int, head_dim: int, base: float
+) -> tuple[Float[Array, "t d"], Float[Array, "t d"]]:
+    """Cosines and signed sines of `count` positions' angles (Su et al. 2021, eq. 15).
+
+    Frequency i is base^(-2i / head_dim); it turns the pair of features i and i + head_dim / 2.
+    """
+    frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    rows = (position + jnp.arange(count)).astype(jnp.float32)
+    angle = jnp.expand_dims(rows, 1) * jnp.expand_dims(frequency, 0)
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    return jnp.concatenate([cosine, cosine], 1), jnp.concatenate([-sine, sine], 1)
+
+
+def rotate(
+    x: Float[Array, "n t h d"], by: tuple[Float[Array, "t d"], Float[Array, "t d"]]
+) -> Float[Array, "n t h d"]:
+    """Turn every pair of features by its position's angle (Su et al. 2021, eq. 34)."""
+    cosine, sine = (jnp.expand_dims(part, (0, 2)) for part in by)
+    swapped = jnp.concatenate(jnp.split(x, 2, axis=-1)[::-1], axis=-1)
+    return (x * cosine + swapped * sine).astype(x.dtype)
+
+
+def attend_heads(
+    q: Float[Array, "n h t d"],
+    k: Float[Array, "n g s d"],
+    v: Float[Array, "n g s d"],
+    mask: Bool[Array, "m 1 t s"],
+) -> Float[Array, "n h t d"]:
+    """`attend` over contiguous heads, of any mask: what a cache has, and what is fast on CPU."""
+    n, heads, count, dim = q.shape
+    q = q.reshape(n, k.shape[1], heads // k.shape[1], count, dim) * dim**-0.5
+    logits = jnp.einsum("ngrtd,ngsd->ngrts", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(jnp.expand_dims(mask, 2), logits, -jnp.inf)
+    share = jnp.exp(logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    y = jnp.einsum("ngrts,ngsd->ngrtd", share.astype(v.dtype), v)
+    # Divided here rather than before: there are fewer features than positions.
+    y = y / jnp.sum(share, axis=-1, keepdims=True).astype(v.dtype)
+    return y.reshape(n, heads, count, dim)
+
+
+def attend(
+    q: Float[Array, "n t h d"],
+    k: Float[Array, "n t g d"],
+    v: Float[Array, "n t g d"],
+    mask: Bool[Array, "m 1 t t"],
+) -> Float[Array, "n t h d"]:
+    """softmax(q k^T / sqrt(d)) v where `mask` allows it (Vaswani et al. 2017, eq. 1).
+
+    h / g neighbouring heads of q share one of k and v (Ainslie et al. 2023). The mask must be
+    causal: on CPU the keys after a block of queries are left out. Softmax in float32.
+    """
+
+    def on_cpu(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+        count = q.shape[2]
+        block = max(_LEAST_BLOCK, -(-count // 4))
+        stops = [min(first + block, count) for first in range(0, count, block)]
+        parts = [
+            attend_heads(
+                q[:, :, first:stop], k[:, :, :stop], v[:, :, :stop], mask[:, :, first:stop, :stop]
+            )
+            for first, stop in zip(range(0, count, block), stops, strict=True)
+        ]
+        return jnp.concatenate(parts, axis=2).transpose(0, 2, 1, 3)
+
+    def elsewhere(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+    return lax.platform_dependent(q, k, v, mask, cpu=on_cpu, default=elsewhere)
+
+
+class Transformer(nn.Module):
+    """Token ids to logits of the token that follows each.
+
+    Parameters: "tokens" and, where learned, "positions" (embeddings), "layer_0", "layer_1", ...
+    or, scanned, "layers" with a leading layer axis; "norm"; "head" unless tied to "tokens".
+    """
+
+    layer: Layer
+    num_layers: int
+    vocab_size: int
+    context: int  # most positions
+    embed_dim: int
+    positions: Positions
+    rope_base: float
+    tie_embeddings: bool
+    scan_layers: bool  # one compiled layer, looped: for accelerators and deep nets
+    dtype: Dtype  # of the activations; parameters, norms' statistics and logits are float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "n t"],
+        mask: Bool[Array, "m 1 t s"],
+        position: Int[Array, ""] | int = 0,
+        cache: Cache | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "n t v"], Cache | None]:
+        """Logits, and the cache with these tokens' keys and values in it.
+
+        The tokens stand at `position` and after; `mask` says which of a row's s positions each
+        attends to. Without a cache s = t, and None is returned. Dropout, in training only, draws
+        from the "dropout" key. A cache needs layers that are not scanned.
+        """
+        position, count = jnp.asarray(position), tokens.shape[1]
+        embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=_INIT, name="tokens")
+        x = embed(tokens)
+        rotation = None
+        if self.positions == "learned":
+            table = nn.Embed(self.context, self.embed_dim, embedding_init=_INIT, name="positions")
+            rows = lax.dynamic_slice_in_dim(table.embedding, position, count)
+            x = x + jnp.expand_dims(rows, 0)
+        else:
+            head_dim = self.embed_dim // self.layer.num_heads
+            rotation = rotations(position, count, head_dim, self.rope_base)
+        x = nn.Dropout(self.layer.dropout, deterministic=not train)(x.astype(self.dtype))
+        if cache is not None:
+            written: Cache = []
+            for i, one in enumerate(cache):
+                block = _Block(self.layer, train, name=f"layer_{i}")
+                x, new = block(x, mask, rotation, position, one)
+                written.append(new)
+            cache = written
+        elif self.scan_layers:
+            stack = nn.scan(
+                _remat(self.layer),
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=self.num_layers,
+            )
+            x, _ = stack(self.layer, train, name="layers")(x, mask, rotation)
+        else:
+            for i in range(self.num_layers):
+                x, _ = _remat(self.layer)(self.layer, train, name=f"layer_{i}")(x, mask, rotation)
+        x = _norm(self.layer, "norm")(x)
+        if self.tie_embeddings:
+            kernel = embed.embedding.T
+        else:
+            kernel = self.param("head", _INIT, (self.embed_dim, self.vocab_size))
+        flat = x.reshape(-1, self.embed_dim)
+        logits = jnp.matmul(flat, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        return logits.reshape(*tokens.shape, self.vocab_size), cache
+
+    def empty_cache(self, tokens: Int[Array, "n t"]) -> Cache:
+        """A cache for as many rows as `tokens` has, of `context` tokens each."""
+        head_dim = self.embed_dim // self.layer.num_heads
+        zeros = jnp.zeros(
+            (tokens.shape[0], self.layer.num_kv_heads, self.context, head_dim), self.dtype
+        )
+        return [(zeros, zeros)] * self.num_layers
+
+
+def unrolled(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
+    """A scanned net's parameters as those of the same net with its layers unrolled."""
+    if "layers" not in params:
+        return params
+    one = {
+        f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+        for i in range(num_layers)
+    }
+    return {**{name: value for name, value in params.items() if name != "layers"}, **one}
+
+
+class _Block(nn.Module):
+    """Attention, then a perceptron, each of the normalised and added to what came in."""
+
+    layer: Layer
+    train: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        mask: Array,
+        rotation: tuple[Array, Array] | None,
+        position: Array | int = 0,
+        cache: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, Any]:
+        layer, (n, count, dim) = self.layer, x.shape
+        heads, groups = layer.num_heads, layer.num_kv_heads
+        residual_init = nn.initializers.normal(0.02 * layer.residual_scale)
+
+        def dense(features: int, name: str, init: layers.Initializer = _INIT) -> nn.Module:
+            return layers.Dense(features, layer.use_bias, init, name=name)
+
+        def dropped(h: Array) -> Array:
+            return nn.Dropout(layer.dropout, deterministic=not self.train)(h)
+
+        h = _norm(layer, "attention_norm")(x)
+        qkv = dense((heads + 2 * groups) * (dim // heads), "qkv")(h)
+        qkv = qkv.reshape(n, count, heads + 2 * groups, dim // heads)
+        q, k, v = jnp.split(qkv, [heads, heads + groups], axis=2)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is None:
+            y = attend(q, k, v, mask)
+        else:
+            q, k, v = (h.transpose(0, 2, 1, 3) for h in (q, k, v))
+            cache = (
+                lax.dynamic_update_slice_in_dim(cache[0], k, position, axis=2),
+                lax.dynamic_update_slice_in_dim(cache[1], v, position, axis=2),
+            )
+            y = attend_heads(q, *cache, mask).transpose(0, 2, 1, 3)
+        x = x + dropped(dense(dim, "out", residual_init)(y.reshape(x.shape)))
+        h = _norm(layer, "mlp_norm")(x)
+        if layer.activation == "swiglu":
+            gate, up = jnp.split(dense(2 * layer.mlp_dim, "mlp_in")(h), 2, axis=-1)
+            h = nn.silu(gate) * up  # Shazeer 2020, eq. 6
+        else:
+            h = nn.gelu(dense(layer.mlp_dim, "mlp_in")(h))  # its tanh form, as GPT-2's
+        return x + dropped(dense(dim, "mlp_out", residual_init)(h)), cache
+
+
+def _remat(layer: Layer) -> Any:
+    """The block, with its activations kept or not."""
+    return nn.remat(_Block) if layer.remat else _Block
+
+
+def _norm(layer: Layer, name: str) -> nn.Module:
+    """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019), statistics in float32."""
+    if layer.norm == "rms":
+        return nn.RMSNorm(layer.epsilon, name=name)
+    return nn.LayerNorm(layer.epsilon, use_bias=layer.use_bias, use_fast_variance=False, name=name)
+
+
+def residual_scale(num_layers: int) -> float:
+    """1 / sqrt(2 L): a layer adds twice to the stream (Radford et al. 2019, section 2.3)."""
+    return 1.0 / math.sqrt(2 * num_layers)
