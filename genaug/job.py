@@ -46,8 +46,10 @@ def announce(run: Prepared, console: Console) -> None:
     """Which data goes where."""
     data, splits = run.dataset, run.splits
     cut = plain(fraction_text(run.experiment.data))
+    unit = "images" if "image" in data.spec else "rows of text"
+    classes = f" of {len(data.class_names)} classes" if data.class_names else ""
     console.print(
-        f"data   {plain(data.name)}, {len(data):,} images of {len(data.class_names)} classes: "
+        f"data   {plain(data.name)}, {len(data):,} {unit}{classes}: "
         f"train {len(splits.train):,}{cut} · valid {len(splits.valid):,} · "
         f"test {len(splits.test):,} untouched"
     )
@@ -86,6 +88,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
             key=key["train"],
             mesh=run.mesh,
             checkpoints=run.directory / "checkpoints",
+            start=run.start,
             hooks=hooks(run, key, record),
             log=record,
             resumed=resumed,
@@ -182,7 +185,7 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
         int(missing.sum()),
     )
     arms = Arms(run)
-    baselines = studies.baseline_arms(pool, missing, study.warp)
+    baselines = studies.baseline_arms(pool, missing, study.warp, study.strengths)
     arms.train(baselines, pool, "[2/5] without a generator", console)
 
     judge = classifier.judge(study.classifier, len(counts), arms.judge_params())
@@ -197,13 +200,8 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
     judged = studies.Judged(
         run.dataset.labels[run.splits.valid], run.dataset.labels[run.splits.test], run.rare
     )
-    classical = studies.best(
-        [arm for arm in baselines if arm.strength != study.warp.none()],
-        arms.parts,
-        judged,
-        study.metric,
-    )
-    generative = studies.generative_arms(pool, missing, study.weights, classical)
+    bases = studies.choose_bases(baselines, arms.parts, judged, study)
+    generative = studies.generative_arms(pool, missing, study.weights, bases)
     arms.train(generative, pool, "[4/5] with generated images", console)
     comparison = studies.compare(baselines, generative, arms.parts, judged, study)
 
@@ -284,8 +282,16 @@ def assemble(
     audited: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything the report shows; nothing that a second run would find different."""
-    study = run.experiment.study
-    answer = studies.verdict(comparison, study, len(drawn.images))
+    study, candidate = run.experiment.study, comparison.candidate
+    answer = studies.verdict(
+        candidate.name,
+        comparison.bar.name,
+        comparison.against_bar[candidate.name][study.metric],
+        metric=study.metric,
+        level=study.level,
+        prefers_none=comparison.chosen[candidate.family].weight == 0,
+        num_generated=len(drawn.images),
+    )
 
     def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         values = classification_scores(probabilities, labels, judged.rare_classes)
@@ -307,10 +313,13 @@ def assemble(
     return {
         "format": 1,
         "name": run.experiment.name,
+        "seed": run.experiment.seed,
         "data": read_json(run.directory / "data.json"),
         "rare_classes": list(judged.rare_classes),
         "metric": study.metric,
         "level": study.level,
+        "interval": "bootstrap over test images and seeds",
+        "num_splits": 1,
         "num_seeds": study.num_seeds,
         "training": read_metrics(run.directory),
         "drawn": {
@@ -322,7 +331,7 @@ def assemble(
         "arms": [arm_json(arm) for arm in (*baselines, *generative)],
         "bar": comparison.bar.name,
         "chosen": {family: arm.name for family, arm in comparison.chosen.items()},
-        "candidate": comparison.candidate.name,
+        "candidate": candidate.name,
         "verdict": {"use": answer.use, "sentence": answer.sentence},
         "audit": audited,
     }

@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from genaug.charts import Axis, axis, change, dots, floats, line, mean_sd, number, points
-from genaug.evaluation.study import GENERATED
 from genaug.files import read_json, write_atomically
 from genaug.pictures import grid, png
 from genaug.types import UserError
@@ -59,7 +58,8 @@ AUDIT_NAMES = {
     "near_copies": "Near copies",
     "authenticity": "Authenticity",
 }
-_NO_SHARES = ("fd", "density")  # every other audit metric is a share, shown in per cent
+NOT_SHARES = ("fd", "density")
+"""Every other audit metric is a share, shown in per cent."""
 
 # ANSI sequences, control characters, marks that turn the text's direction, lone surrogates.
 _UNPRINTABLE = re.compile(
@@ -154,8 +154,20 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "level": number(100 * results["level"], 0),
         "num_seeds": results["num_seeds"],
+        "num_splits": results.get("num_splits", 1),
+        "splits": _splits(results, arms[results["candidate"]]),
         "arms": [arm | {"role": _role(arm["name"], results)} for arm in results["arms"]],
     }
+
+
+def _splits(results: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What every split of a run over several says of the pooled candidate, and said by itself."""
+    return [
+        split | {"gain": number(100 * gain, signed=True)}
+        for split, gain in zip(
+            results.get("splits", []), candidate.get("by_split", []), strict=True
+        )
+    ]
 
 
 def _plain_arm(results: Mapping[str, Any]) -> str:
@@ -228,22 +240,13 @@ def _arm_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _without(family: str, results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The arm that a family is at weight 0: oversampling, or the classical arm it was built on."""
-    arms = [arm for arm in results["arms"] if not arm["generative"]]
-    if family == GENERATED:
-        return next((arm for arm in arms if arm["name"] == "oversampling"), None)
-    affine = [arm for arm in arms if arm["name"].startswith("affine")]
-    return max(affine, key=lambda a: mean_sd(a["valid"][results["metric"]])[0], default=None)
-
-
 def _sweeps(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A chart for each generative family: score against weight, on validation and test data."""
-    charts = []
+    charts, by_name = [], {arm["name"]: arm for arm in results["arms"]}
     for family, chosen in results["chosen"].items():
-        first = _without(family, results)
         arms = [arm for arm in results["arms"] if arm["family"] == family]
-        arms = [first] * bool(first) + sorted(arms, key=lambda arm: arm["weight"])
+        first = by_name[arms[0]["base"]]  # what the family is at weight 0
+        arms = [first, *sorted(arms, key=lambda arm: arm["weight"])]
         scores = {
             split: [(arm["weight"], *mean_sd(arm[split][results["metric"]])) for arm in arms]
             for split in ("valid", "test")
@@ -262,7 +265,7 @@ def _sweeps(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         charts.append(
             {
                 "title": family,
-                "start": first["name"] if first else None,
+                "start": first["name"],
                 "weight": number(weight, 2).rstrip("0").rstrip("."),
                 "x": [(x.at(w), f"{w:g}") for w, _, _ in scores["test"]],
                 "y": y.ticks(),
@@ -325,7 +328,7 @@ def _audit(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         base = entry["name"].partition("/")[0]
         value, low, high = floats(entry[key] for key in ("value", "low", "high"))
         (floor,) = floats([entry["floor"]])
-        unit = 1 if base in _NO_SHARES else 100
+        unit = 1 if base in NOT_SHARES else 100
         digits = 2 if base == "density" else 1
         worse = {"lower": low > floor, "higher": high < floor}.get(entry["better"])
         own = [part for part in _sentences(entry["meaning"]) if part not in shared]

@@ -40,16 +40,22 @@ def spread(values: Sequence[float]) -> str:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Every arm: test scores in points, mean ± sd over seeds, and the difference to the bar."""
+    """Every arm: test scores in points, mean ± sd over seeds, and the difference to the bar.
+
+    Over several splits of the data the seeds are those of all of them.
+    """
     metric = results["metric"]
     columns = [(key, title) for key, title in COLUMNS if key in results["arms"][0]["test"]]
     marks = {results["bar"]: "bar to beat", results["candidate"]: "candidate"}
     for arm in results["arms"]:
         if arm["generative"] and arm["name"] in results["chosen"].values():
             marks.setdefault(arm["name"], "chosen weight")
-    level = f"{100 * results['level']:g} %"
+    level, num_splits = f"{100 * results['level']:g} %", results.get("num_splits", 1)
+    if num_splits > 1:
+        level += f", t over {num_splits} splits"
     head = [
-        f"test scores, {results['num_seeds']} seeds",
+        f"test scores, {f'{num_splits} splits x ' if num_splits > 1 else ''}"
+        f"{results['num_seeds']} seeds",
         *(title for _, title in columns),
         f"{dict(COLUMNS)[metric]} vs bar ({level})",
         "",

@@ -65,6 +65,7 @@ def test_results_hold_every_arm_a_verdict_and_an_audit_beside_its_floors(results
         "oversampling",
         "SMOTE",
         "affine",
+        "elastic",
         "affine + elastic",
         "generated, weight 0.5",
         "classical + generated, weight 0.5",
@@ -131,7 +132,7 @@ def test_the_generator_and_the_arms_see_training_images_alone(
 ):
     """Spies on every image that is handed to the generator's batches and to the arms' pool."""
     parts, fed, pooled = [], [], []
-    real_split, real_pipeline, real_pool = runs.split, job.pipeline, studies.make_pool
+    real_split, real_pipeline, real_pool = splitting.split, job.pipeline, studies.make_pool
 
     def spy_split(dataset, config):
         parts.append((dataset, real_split(dataset, config)))
@@ -148,7 +149,7 @@ def test_the_generator_and_the_arms_see_training_images_alone(
         position = {row.tobytes(): i for i, row in enumerate(everything)}
         return np.array([position[image.reshape(-1).tobytes()] for image in batch["image"]])
 
-    monkeypatch.setattr(runs, "split", spy_split)
+    monkeypatch.setattr(splitting, "split", spy_split)
     monkeypatch.setattr(job, "pipeline", spy_pipeline)
     monkeypatch.setattr(studies, "make_pool", lambda *a: (pooled.append(a[0]), real_pool(*a))[1])
     assert run_cli("run", experiment_file, "--run-dir", tmp_path / "run", "--quiet") == 0
@@ -162,7 +163,7 @@ def test_the_generator_and_the_arms_see_training_images_alone(
         assert not any(everything[i].tobytes() in twins for i in rows)
     np.testing.assert_array_equal(pooled[0], everything[splits.train])
     assert len(splits.train) + len(unseen) < len(dataset)  # rare classes were cut
-    assert splitting.split(dataset, tiny().data).test.tolist() == splits.test.tolist()
+    assert real_split(dataset, tiny().data).test.tolist() == splits.test.tolist()
 
 
 # --- resuming ---
@@ -200,7 +201,7 @@ STOPS = [
      "study/none__longer.npz", "study/class_weights.npz"),
     ("between arms", job.classifier, "train_replicas", 3, False,
      "study/SMOTE.npz", "study/affine.npz"),
-    ("judge kept, its arm not", arms, "save_arrays", 1, True,
+    ("judge kept, its arm not", arms, "save_arrays", 2, True,
      "study/judge.npz", "study/affine___elastic.npz"),
     ("before drawing", job, "draw", 0, False, "study/affine___elastic.npz", "synthetic"),
     ("drawn and not kept", job, "draw", 0, True, "study/judge.npz", "synthetic"),

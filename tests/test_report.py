@@ -25,14 +25,14 @@ CSP = (
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
 )
-ARMS = {  # name -> family, weight, score
-    "none": ("none", 0.0, 0.815),
-    "oversampling": ("oversampling", 0.0, 0.83),
-    "affine": ("affine", 0.0, 0.95),
-    "generated, weight 0.1": ("generated", 0.1, 0.86),
-    "generated, weight 1": ("generated", 1.0, 0.85),
-    "classical + generated, weight 0.1": ("classical + generated", 0.1, 0.952),
-    "classical + generated, weight 1": ("classical + generated", 1.0, 0.91),
+ARMS = {  # name -> family, base, weight, score
+    "none": ("none", "none", 0.0, 0.815),
+    "oversampling": ("oversampling", "oversampling", 0.0, 0.83),
+    "affine": ("affine", "affine", 0.0, 0.95),
+    "generated, weight 0.1": ("generated", "oversampling", 0.1, 0.86),
+    "generated, weight 1": ("generated", "oversampling", 1.0, 0.85),
+    "classical + generated, weight 0.1": ("classical + generated", "affine", 0.1, 0.952),
+    "classical + generated, weight 1": ("classical + generated", "affine", 1.0, 0.91),
 }
 
 
@@ -46,12 +46,13 @@ def make_results(class_names, rare=(0,), num_seeds=3):
         names = ["accuracy", "balanced_accuracy", "macro_f1", "ece", *["rare_recall"] * bool(rare)]
         return dict.fromkeys(names, seeds) | {"recall": recall}
 
-    def arm(name, family, weight, score):
+    def arm(name, family, base, weight, score):
         gain = [score - 0.95, score - 0.955, score - 0.945]
         metrics = ["balanced_accuracy", *(f"recall/{c}" for c in range(1, k))]
         return {
             "name": name,
             "family": family,
+            "base": base,
             "generative": weight > 0,
             "weight": weight,
             "valid": scores(score),
@@ -159,6 +160,69 @@ def test_the_page_loads_nothing_and_answers(tmp_path):
     assert text.count("few examples.") == 1  # a remark that both audit entries make
     assert sorted(p.name for p in directory.iterdir() if p.suffix == ".html") == ["report.html"]
     assert page_of(directory) == page
+
+
+def test_the_curve_of_a_family_starts_at_the_arm_it_was_built_on(tmp_path):
+    text = visible(page_of(make_run(tmp_path / "run", make_results(["a", "b"]))))
+    found = re.findall(r"against weight\. Weight 0 is the arm “([^”]*)”. Chosen: ([\d.]+)\.", text)
+    assert found == [("oversampling", "0.1"), ("affine", "0.1")]
+
+
+def over_splits(results, names):
+    """The results of one split in the shape of several."""
+    arms = [arm | {"by_split": [0.011, -0.0072, 0.033]} for arm in results["arms"]]
+    splits = [
+        {"name": name, "seed": 70 + i, "verdict": f"DO NOT USE IT: {name}."}
+        for i, name in enumerate(names)
+    ]
+    interval = f"t over {len(names)} splits"
+    return results | {
+        "num_splits": len(names),
+        "interval": interval,
+        "splits": splits,
+        "arms": arms,
+    }
+
+
+def test_one_split_says_what_its_interval_is_of(tmp_path):
+    text = visible(page_of(make_run(tmp_path / "run", make_results(["a", "b"]))))
+    assert "with other test images and other seeds: both are resampled" in text
+    assert "trained in every way compared here, 3 times each from different random seeds" in text
+    assert "± standard deviation over 3 seeds." in text
+    assert "split" not in text.lower()
+
+
+def test_several_splits_say_what_their_interval_is_of_and_link_their_reports(tmp_path):
+    results = over_splits(make_results(["a", "b"]), ["split_0", "split_1", "split_2"])
+    page = page_of(make_run(tmp_path / "run", results))
+    text = visible(page)
+    assert "resampled" not in text
+    assert "The interval is Student’s t over the 3 splits’ differences" in text
+    assert "3 times each in every split from different random seeds" in text
+    assert "± is the standard deviation over all 9 of them" in text
+    assert "± standard deviation over 3 seeds in each of 3 splits." in text
+    assert "Student’s t over the differences within 3 splits" in text
+    assert "a row for each class, in the first split" in text
+    assert "The numbers are sums over the splits" in text
+    assert "Training of the generator, first split" in text
+    links = re.findall(r'<a href="([^"]*)">', page)
+    assert links == [f"./split_{i}/report.html" for i in range(3)]
+    cells = visible(page.replace("</td>", " </td>"))
+    rows = re.findall(r"split_\d \d+ [+−]\d\.\d DO NOT USE IT: split_\d\.", cells)
+    assert rows == [
+        "split_0 70 +1.1 DO NOT USE IT: split_0.",
+        "split_1 71 −0.7 DO NOT USE IT: split_1.",
+        "split_2 72 +3.3 DO NOT USE IT: split_2.",
+    ]
+
+
+def test_no_split_becomes_markup_or_another_address(tmp_path):
+    names = ["javascript:alert(1)//", '"><script>alert(1)</script>', "//example.org"]
+    page = page_of(make_run(tmp_path / "run", over_splits(make_results(["a", "b"]), names)))
+    assert not re.search(r"<\s*script", page, re.IGNORECASE)
+    links = re.findall(r'<a href="([^"]*)">', page)
+    assert len(links) == 3
+    assert all(link.startswith("./") for link in links)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -28,7 +28,9 @@ More = tuple[UInt8[np.ndarray, "m h w c"], Int[np.ndarray, " m"]]  # images and 
 Probabilities = Float[np.ndarray, "s n k"]
 
 GENERATED = "generated"
-CLASSICAL_AND_GENERATED = "classical + generated"
+CLASSICAL = "classical"
+KINDS = ("affine", "elastic", "affine + elastic")
+"""The kinds of classical arm: their names at strength 1, and their families."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,9 @@ class Study:
 
     classifier: Classifier = field(default_factory=Classifier)
     warp: Warp = field(default_factory=Warp)
+    strengths: tuple[float, ...] = (1.0,)  # times the warp's, of every classical arm
+    on_top: Literal["best", "all"] = "best"  # classical arm, or kind, that generated data go on
+    num_splits: int = 1  # each with a split of the data, a generator and arms of its own
     num_seeds: int = 6  # paired: seed i starts from the same net and draws in every arm
     weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # share of a class's draws to generate
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1", "rare_recall"] = (
@@ -58,7 +63,7 @@ class Arm(NamedTuple):
     """One training condition, in words and as data."""
 
     name: str
-    family: str  # arms of one family differ in the weight alone
+    family: str  # arms of one family differ in the weight alone, classical ones in the strength
     base: str  # name of the arm that the family is at weight 0
     weight: float  # share of generated draws in the classes that were generated; 0 = none
     draws: Float[np.ndarray, " n"]  # probability of every image of the pool
@@ -130,8 +135,10 @@ def balanced_draws(
     return draws / draws.sum()
 
 
-def baseline_arms(pool: Pool, wanted: Int[np.ndarray, " k"], warp: Warp) -> list[Arm]:
-    """What a generator must beat: everything that needs none."""
+def baseline_arms(
+    pool: Pool, wanted: Int[np.ndarray, " k"], warp: Warp, strengths: Sequence[float] = (1.0,)
+) -> list[Arm]:
+    """What a generator must beat: everything that needs none, classical arms at every strength."""
     ones = np.ones(len(wanted), np.float32)
     real = (pool.origin == 0) / (pool.origin == 0).sum()
     counts = np.bincount(pool.labels[pool.origin == 0], minlength=len(wanted))
@@ -148,28 +155,42 @@ def baseline_arms(pool: Pool, wanted: Int[np.ndarray, " k"], warp: Warp) -> list
         arm("class weights", real, class_weights=inverse.astype(np.float32)),
         arm("oversampling", balanced),
         arm("SMOTE", with_smote),
-        arm("affine", balanced, strength=warp.affine()),
-        arm("affine + elastic", balanced, strength=warp.affine_elastic()),
+        *(
+            arm(
+                classical_name(kind, times),
+                balanced,
+                family=kind,
+                strength=Strength(*(times * float(value) for value in strength)),
+            )
+            for kind, strength in zip(
+                KINDS, (warp.affine(), warp.elastic_only(), warp.affine_elastic()), strict=True
+            )
+            for times in strengths
+        ),
     ]
 
 
+def classical_name(kind: str, times: float) -> str:
+    """The arm of a kind at `times` the warp's strength."""
+    return kind if times == 1 else f"{kind} x{times:g}"
+
+
 def generative_arms(
-    pool: Pool, wanted: Int[np.ndarray, " k"], weights: Sequence[float], classical: Arm
+    pool: Pool, wanted: Int[np.ndarray, " k"], weights: Sequence[float], bases: Mapping[str, Arm]
 ) -> list[Arm]:
-    """Generated data alone and on top of the better classical arm, at every weight."""
+    """Every family of `bases` at every weight: its base, with generated data in the place of real.
+
+    bases: family -> the arm that it is at weight 0.
+    """
     return [
-        classical._replace(
+        base._replace(
             name=f"{family}, weight {weight:g}",
             family=family,
-            base=base,
+            base=base.name,
             weight=weight,
             draws=balanced_draws(pool, wanted, weight),
-            strength=strength,
         )
-        for family, base, strength in (
-            (GENERATED, "oversampling", Strength()),
-            (CLASSICAL_AND_GENERATED, classical.name, classical.strength),
-        )
+        for family, base in bases.items()
         for weight in weights
     ]
 
@@ -210,6 +231,20 @@ def validation_score(part: Part, judged: Judged, metric: str) -> float:
 def best(arms: Sequence[Arm], parts: Mapping[str, Part], judged: Judged, metric: str) -> Arm:
     """The arm with the highest validation score; the first of equals."""
     return max(arms, key=lambda arm: validation_score(parts[arm.name], judged, metric))
+
+
+def choose_bases(
+    baselines: Sequence[Arm], parts: Mapping[str, Part], judged: Judged, study: Study
+) -> dict[str, Arm]:
+    """Generative family -> its arm at weight 0: oversampling, and what validation puts first of
+    all classical arms (`on_top` "best") or of every kind of them ("all").
+    """
+    kinds = {CLASSICAL: KINDS} if study.on_top == "best" else {kind: (kind,) for kind in KINDS}
+    bases = {GENERATED: next(arm for arm in baselines if arm.name == "oversampling")}
+    for name, among in kinds.items():
+        arms = [arm for arm in baselines if arm.family in among]
+        bases[f"{name} + {GENERATED}"] = best(arms, parts, judged, study.metric)
+    return bases
 
 
 class Comparison(NamedTuple):
@@ -260,22 +295,41 @@ def points(difference: float) -> str:
     return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
-def verdict(comparison: Comparison, study: Study, num_generated: int) -> Verdict:
-    """Use generated data only where its whole interval against the bar is a gain."""
+def verdict(
+    candidate: str,
+    bar: str,
+    gain: Interval,
+    *,
+    metric: str,
+    level: float,
+    prefers_none: bool,
+    num_generated: int,
+    num_splits: int = 1,
+) -> Verdict:
+    """Use generated data only where its whole interval against the bar is a gain.
+
+    Args:
+        candidate: the generative arm that validation puts first.
+        bar: the arm that it must beat.
+        gain: how much better the candidate is in `metric` on test data, a share.
+        metric: what the comparison is about.
+        level: of the interval.
+        prefers_none: whether validation puts the candidate's family first at weight 0.
+        num_generated: how many generated images there were to train with.
+        num_splits: how many splits of the data the interval is over.
+    """
     if not num_generated:
         return Verdict(False, "DO NOT USE IT: no generated image passed the checks.")
-    candidate, bar = comparison.candidate, comparison.bar
-    gain = comparison.against_bar[candidate.name][study.metric]
-    words = study.metric.replace("_", " ")
+    over = f" over {num_splits} splits" if num_splits > 1 else ""
     interval = (
-        f"{points(gain.estimate)} points of {words} ({100 * study.level:g} % interval "
-        f"{points(gain.low)} to {points(gain.high)}) against {bar.name}, "
+        f"{points(gain.estimate)} points of {metric.replace('_', ' ')} ({100 * level:g} % interval "
+        f"{points(gain.low)} to {points(gain.high)}{over}) against {bar}, "
         "the best arm without a generator"
     )
-    if comparison.chosen[candidate.family].weight == 0:
+    if prefers_none:
         interval += "; validation prefers to do without (weight 0)"
     elif gain.low > 0:
-        return Verdict(True, f"USE IT: {candidate.name} gains {interval}.")
+        return Verdict(True, f"USE IT: {candidate} gains {interval}.")
     if gain.high < 0:
-        return Verdict(False, f"DO NOT USE IT: {candidate.name} loses: {interval}.")
-    return Verdict(False, f"DO NOT USE IT: no gain is shown for {candidate.name}: {interval}.")
+        return Verdict(False, f"DO NOT USE IT: {candidate} loses: {interval}.")
+    return Verdict(False, f"DO NOT USE IT: no gain is shown for {candidate}: {interval}.")

@@ -7,13 +7,13 @@ from sklearn.metrics import accuracy_score
 from genaug.evaluation.intervals import Interval
 from genaug.evaluation.study import (
     Arm,
-    Comparison,
     Judged,
     Part,
     Study,
     balanced_draws,
     baseline_arms,
     best,
+    choose_bases,
     compare,
     condition,
     generative_arms,
@@ -104,7 +104,8 @@ def test_a_class_without_real_images_leaves_no_probability_over(generated):
 
 def test_a_condition_ends_at_one_and_draws_nothing_else():
     filled = pool()
-    arm = generative_arms(filled, WANTED, [0.25], baseline_arms(filled, WANTED, Warp())[5])[1]
+    affine = baseline_arms(filled, WANTED, Warp())[5]
+    (arm,) = generative_arms(filled, WANTED, [0.25], {"affine + generated": affine})
     found = condition(arm._replace(lengthening=2), filled, 100)
     assert found.cumulative.dtype == np.float32
     assert found.cumulative[-1] == 1
@@ -123,11 +124,12 @@ def test_the_arms_that_need_no_generator():
         "oversampling",
         "SMOTE",
         "affine",
+        "elastic",
         "affine + elastic",
     ]
     real, balanced = COUNTS / 12, np.full(3, 1 / 3)
     shares = {"SMOTE": np.array([6, 5, 4]) / 15}
-    shares |= dict.fromkeys(["oversampling", "affine", "affine + elastic"], balanced)
+    shares |= dict.fromkeys(["oversampling", "affine", "elastic", "affine + elastic"], balanced)
     for name, arm in arms.items():
         np.testing.assert_allclose(arm.draws.sum(), 1)
         np.testing.assert_allclose(class_shares(arm.draws, filled), shares.get(name, real))
@@ -139,14 +141,38 @@ def test_the_arms_that_need_no_generator():
     np.testing.assert_allclose(weights, [12 / 18, 12 / 12, 12 / 6])  # scikit-learn's "balanced"
     assert all((arms[name].class_weights == 1).all() for name in arms if name != "class weights")
     assert arms["affine"].strength == warp.affine()
+    assert arms["elastic"].strength == Strength(elastic=warp.elastic)
     assert arms["affine + elastic"].strength == warp.affine_elastic()
     assert all(arms[name].strength == Strength() for name in list(arms)[:5])
 
 
+def test_classical_arms_come_at_every_strength_and_nothing_else_of_them_changes():
+    filled, warp = pool(), Warp(rotation_degrees=10.0, scale=0.2, shear=0.3, shift=0.1, elastic=0.5)
+    arms = baseline_arms(filled, WANTED, warp, (0.5, 1.0, 2.0))[5:]
+    assert [(arm.name, arm.family, arm.strength) for arm in arms] == [
+        ("affine x0.5", "affine", Strength(5.0, 0.1, 0.15, 0.05)),
+        ("affine", "affine", Strength(10.0, 0.2, 0.3, 0.1)),
+        ("affine x2", "affine", Strength(20.0, 0.4, 0.6, 0.2)),
+        ("elastic x0.5", "elastic", Strength(elastic=0.25)),
+        ("elastic", "elastic", Strength(elastic=0.5)),
+        ("elastic x2", "elastic", Strength(elastic=1.0)),
+        ("affine + elastic x0.5", "affine + elastic", Strength(5.0, 0.1, 0.15, 0.05, 0.25)),
+        ("affine + elastic", "affine + elastic", Strength(10.0, 0.2, 0.3, 0.1, 0.5)),
+        ("affine + elastic x2", "affine + elastic", Strength(20.0, 0.4, 0.6, 0.2, 1.0)),
+    ]
+    for arm in arms:
+        assert arm.base == arm.name
+        np.testing.assert_array_equal(arm.draws, balanced_draws(filled, WANTED, 0.0))
+
+
 def test_the_generative_arms_come_alone_and_with_the_classical_warp():
     filled = pool()
-    classical = baseline_arms(filled, WANTED, Warp())[-1]
-    arms = generative_arms(filled, WANTED, (0.1, 1.0), classical)
+    arms = {arm.name: arm for arm in baseline_arms(filled, WANTED, Warp())}
+    bases = {
+        "generated": arms["oversampling"],
+        "classical + generated": arms["affine + elastic"],
+    }
+    arms = generative_arms(filled, WANTED, (0.1, 1.0), bases)
     assert [arm.name for arm in arms] == [
         "generated, weight 0.1",
         "generated, weight 1",
@@ -154,6 +180,7 @@ def test_the_generative_arms_come_alone_and_with_the_classical_warp():
         "classical + generated, weight 1",
     ]
     assert [arm.strength for arm in arms] == [Strength()] * 2 + [Warp().affine_elastic()] * 2
+    assert [arm.base for arm in arms] == ["oversampling"] * 2 + ["affine + elastic"] * 2
     for arm in arms:
         np.testing.assert_array_equal(arm.draws, balanced_draws(filled, WANTED, arm.weight))
 
@@ -225,6 +252,34 @@ def part(valid, test=None, seed=0):
     )
 
 
+@pytest.mark.parametrize(
+    "on_top, expected",
+    [
+        ("best", {"classical + generated": "elastic"}),
+        (
+            "all",
+            {
+                "affine + generated": "affine x2",
+                "elastic + generated": "elastic",
+                "affine + elastic + generated": "affine + elastic",
+            },
+        ),
+    ],
+)
+def test_generated_data_go_on_the_classical_arms_that_validation_prefers(on_top, expected):
+    """Test scores are the reverse of validation scores; oversampling is no classical arm."""
+    baselines = baseline_arms(pool(), WANTED, Warp(), (1.0, 2.0))
+    valid = dict.fromkeys([arm.name for arm in baselines], 0.6)
+    valid |= {"oversampling": 0.95, "affine x2": 0.7, "elastic": 0.9, "affine + elastic": 0.8}
+    parts = {name: part(share, 1.5 - share) for name, share in valid.items()}
+    study = Study(num_seeds=4, on_top=on_top)
+    bases = choose_bases(baselines, parts, JUDGED, study)
+    assert {family: arm.name for family, arm in bases.items()} == {
+        "generated": "oversampling",
+        **expected,
+    }
+
+
 def answer(parts, study=STUDY, base=""):
     baselines = [arm(name) for name in parts if "weight" not in name]
     generative = [
@@ -233,7 +288,15 @@ def answer(parts, study=STUDY, base=""):
         if "weight" in name
     ]
     found = compare(baselines, generative, parts, JUDGED, study)
-    return found, verdict(found, study, 1)
+    name = found.candidate.name
+    prefers_none = found.chosen[found.candidate.family].weight == 0
+    gain = found.against_bar[name][study.metric]
+    return found, said_of(gain, name, found.bar.name, study, prefers_none=prefers_none)
+
+
+def said_of(gain, candidate="g", bar="a", study=STUDY, **options):
+    options = {"prefers_none": False, "num_generated": 1, **options}
+    return verdict(candidate, bar, gain, metric=study.metric, level=study.level, **options)
 
 
 def test_a_clear_gain_is_worth_using():
@@ -345,8 +408,7 @@ def test_the_level_and_the_metric_are_in_the_sentence():
     ],
 )
 def test_the_whole_interval_decides(low, estimate, high, use, words):
-    gain = {"g": {"balanced_accuracy": Interval(estimate, low, high)}}
-    said = verdict(Comparison(arm("a"), {"g": arm("g", weight=1.0)}, arm("g"), gain), STUDY, 1)
+    said = said_of(Interval(estimate, low, high))
     assert said.use == use
     assert said.sentence.startswith("USE IT" if use else "DO NOT USE IT")
     assert words in said.sentence
@@ -361,13 +423,19 @@ def test_points_have_a_sign_and_no_negative_zero(value, text):
 
 
 def test_a_sentence_has_no_negative_zero():
-    gain = {"g": {"balanced_accuracy": Interval(-0.0001, -0.0004, 0.0003)}}
-    said = verdict(Comparison(arm("a"), {"g": arm("g", weight=1.0)}, arm("g"), gain), STUDY, 1)
+    said = said_of(Interval(-0.0001, -0.0004, 0.0003))
     assert "+0.0 points of balanced accuracy (95 % interval +0.0 to +0.0)" in said.sentence
 
 
+def test_a_sentence_says_over_how_many_splits_it_is():
+    said = said_of(Interval(0.03, 0.01, 0.05), num_splits=3)
+    assert said.sentence == (
+        "USE IT: g gains +3.0 points of balanced accuracy (95 % interval +1.0 to +5.0 over 3 "
+        "splits) against a, the best arm without a generator."
+    )
+
+
 def test_without_a_generated_image_there_is_nothing_to_use():
-    gain = {"g": {STUDY.metric: Interval(0.5, 0.4, 0.6)}}
-    said = verdict(Comparison(arm("a"), {"g": arm("g", weight=1.0)}, arm("g"), gain), STUDY, 0)
+    said = said_of(Interval(0.5, 0.4, 0.6), num_generated=0)
     assert not said.use
     assert "no generated image" in said.sentence

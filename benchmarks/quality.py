@@ -1,0 +1,182 @@
+"""How good a run's class-conditional samples are, beside what real images score.
+
+    python -m benchmarks.quality runs/mnist_ddpm runs/mnist_dcgan ...
+
+1,000 samples (as many of each class as the held-out images have) against a random half of the
+validation and test images, for several halves; the other half is the real-vs-real floor at the
+same n. Features are those of a classifier trained on the training split; labels are read by another
+that saw only held-out images, trained on the half that is not compared, and its accuracy on the
+training images is what a perfect generator would score. Ratios are value / floor; the spread is the
+standard deviation over halves. `--write` puts the table into QUALITY.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from genaug import parallel, runs
+from genaug.evaluation import classifier
+from genaug.evaluation.frechet import frechet_distance
+from genaug.evaluation.manifold import manifold_scores
+from genaug.sampling import make_sampler
+from genaug.transforms.images import Warp
+
+HALVES = 5
+NEIGHBOURS = 5
+RESULTS = Path(__file__).with_name("QUALITY.md")
+HEAD = (
+    "| run | Fréchet ÷ floor | coverage ÷ floor | label agreement, % | of real images, % "
+    "| samples a second |"
+)
+
+
+class Quality(NamedTuple):
+    """One run's figures; each an array over halves."""
+
+    frechet: np.ndarray
+    coverage: np.ndarray
+    agreement: np.ndarray
+    of_real: np.ndarray
+    rate: float
+
+
+def train_classifier(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, mesh: Any, seed: int
+) -> Any:
+    """Parameters of a classifier of these images, warped, classes drawn equally often."""
+    config, warp = classifier.Classifier(num_steps=1500), Warp()
+    counts = np.bincount(labels, minlength=num_classes)
+    draws = 1.0 / (np.count_nonzero(counts) * counts[labels])
+    condition = classifier.Condition(
+        images,
+        labels,
+        np.cumsum(draws).astype(np.float32),
+        np.ones(num_classes, np.float32),
+        np.int32(config.num_steps),
+        warp.affine_elastic().as_arrays(),
+    )
+    program = classifier.trainer(config, num_classes, warp.smoothing, mesh)
+    trained = classifier.train_replicas(program, condition, images[:1], seed + 1, mesh)
+    return jax.tree.map(lambda a: a[seed : seed + 1], trained.params)
+
+
+def draw(run: runs.Trained, labels: np.ndarray, block_size: int = 100) -> tuple[np.ndarray, float]:
+    """A sample for every label, and how many a second once the program is there."""
+    sampler = make_sampler(run.model, run.weights, run.mesh, block_size)
+    cond = {"index": np.arange(len(labels), dtype=np.int32), "label": labels}
+    first = {name: rows[:block_size] for name, rows in cond.items()}
+    sampler(jax.random.key(1), first)
+    began = time.perf_counter()
+    images = sampler(jax.random.key(0), cond)["image"]
+    return images, len(labels) / (time.perf_counter() - began)
+
+
+def measure(directory: Path, cache: dict[str, Any]) -> Quality:
+    """The figures of one run folder; classifiers of the same data are trained once."""
+    run = runs.open_run(directory)
+    dataset, splits = run.experiment.data.read()
+    num_classes = len(dataset.class_names)
+    train = dataset.arrays(splits.train)
+    held = dataset.arrays(np.concatenate([splits.valid, splits.test]))
+    config = classifier.Classifier(num_steps=1500)
+
+    def cached(name: str, make: Callable[[], Any]) -> Any:
+        key = f"{dataset.fingerprint} {run.experiment.data.split_seed} {name}"
+        if key not in cache:
+            cache[key] = make()
+        return cache[key]
+
+    own = cached(
+        "own", lambda: train_classifier(train["image"], train["label"], num_classes, run.mesh, 0)
+    )
+    features = classifier.features(config, num_classes, own)
+    found: dict[str, list[float]] = {name: [] for name in Quality._fields[:4]}
+    images, rate = None, 0.0
+    for half in range(HALVES):
+        reference, rest = halves(held["label"], half)
+        if images is None:
+            images, rate = draw(run, np.sort(held["label"][reference]))
+        labels = np.sort(held["label"][reference])
+        judge_params = cached(
+            f"judge {half}",
+            lambda rest=rest, half=half: train_classifier(
+                held["image"][rest], held["label"][rest], num_classes, run.mesh, half
+            ),
+        )
+        judge = classifier.judge(config, num_classes, judge_params)
+        real, other, made = (
+            features(x).astype(np.float64)
+            for x in (held["image"][reference], held["image"][rest], images)
+        )
+        found["frechet"].append(frechet_distance(real, made) / frechet_distance(real, other))
+        found["coverage"].append(
+            manifold_scores(real, made, NEIGHBOURS).coverage
+            / manifold_scores(real, other, NEIGHBOURS).coverage
+        )
+        found["agreement"].append(100 * float(np.mean(judge(images).argmax(1) == labels)))
+        found["of_real"].append(
+            100 * float(np.mean(judge(train["image"]).argmax(1) == train["label"]))
+        )
+    return Quality(*(np.array(found[name]) for name in Quality._fields[:4]), rate)
+
+
+def halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint halves with the same number of each class."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    first, second = [], []
+    for c in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == c))
+        count = len(members) // 2
+        first.append(members[:count])
+        second.append(members[count : 2 * count])
+    return np.concatenate(first), np.concatenate(second)
+
+
+def row(directory: Path, quality: Quality) -> str:
+    """One line of the table."""
+
+    def cell(values: np.ndarray, digits: int) -> str:
+        return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+
+    return (
+        f"| {directory.name} | {cell(quality.frechet, 2)} | {cell(quality.coverage, 2)} "
+        f"| {cell(quality.agreement, 1)} | {cell(quality.of_real, 1)} | {quality.rate:.0f} |"
+    )
+
+
+def main() -> None:
+    """Measure, print, and write on request."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("runs", nargs="+", type=Path, help="run folders")
+    arguments.add_argument("--write", action="store_true", help="write QUALITY.md")
+    options = arguments.parse_args()
+    parallel.use_cpu_cores_as_devices()
+    lines = [
+        "# Quality of samples",
+        "",
+        f"`python -m benchmarks.quality`: 1,000 samples, {HALVES} halves, mean ± sd; "
+        f"{os.cpu_count()} cores ({platform.machine()}), jax {jax.__version__}.",
+        "",
+        HEAD,
+        "|---" * HEAD.count(" |") + "|",
+    ]
+    print(HEAD, flush=True)
+    cache: dict[str, Any] = {}
+    for directory in options.runs:
+        lines.append(row(directory, measure(directory, cache)))
+        print(lines[-1], flush=True)
+    if options.write:
+        RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
