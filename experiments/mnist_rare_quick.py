@@ -28,7 +28,7 @@ def config() -> Experiment:
         name="mnist_rare_quick",
         data=Data(source="mnist5k", rare_classes=("2", "5", "8"), rare_count=5),
         model=DDPM(
-            net=UNet(features=(32, 48, 64), num_blocks=1, attention=(7,)),
+            net=UNet(features=(24, 48, 64), num_blocks=1, attention=(7,)),
             schedule=Flow(),
             prediction="flow",
             augment=1.0,
@@ -38,7 +38,7 @@ def config() -> Experiment:
         ),
         train=Train(
             num_steps=2000,
-            batch_size=64,
+            batch_size=32,
             class_balance=0.5,
             evaluate_every=1000,
             sample_every=1000,
@@ -61,12 +61,12 @@ def tiny() -> Experiment:
         name="mnist_rare_quick_tiny",
         data=Data(source="digits", rare_classes=("2", "5", "8"), rare_count=5),
         model=DDPM(
-            net=UNet(features=(8, 16), num_blocks=1, attention=(), groups=4),
+            net=UNet(features=(8, 16), num_blocks=1, attention=(4,), groups=4),
             schedule=Flow(),
             prediction="flow",
             augment=1.0,
-            num_steps=2,
-            score_levels=2,
+            num_steps=4,
+            score_levels=4,
             optimizer=Adam(learning_rate=3e-3),
             ema_decay=0.99,
         ),

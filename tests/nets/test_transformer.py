@@ -322,17 +322,21 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_logits():
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(net.empty_cache(tokens)))
 
 
-def test_initial_weights_are_gpt2_s():
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_initial_weights_are_gpt2_s(scan_layers):
     """Normal with deviation 0.02, that of what a layer adds divided by sqrt(2 L); biases zero."""
-    net = GPT2.clone(layer=dataclasses.replace(GPT2.layer, residual_scale=0.5))
-    tokens = some_tokens()
+    net, tokens = GPT2.clone(scan_layers=scan_layers), some_tokens()
     params = jax.jit(net.init)(jax.random.key(0), tokens, one_document(tokens))["params"]
+    params = transformer.unrolled(params, DEPTH)
+    kernels = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [entry.key for entry in path]
         if names[-1] in ("kernel", "embedding"):
             deviation = 0.01 if names[-2] in ("out", "mlp_out") else 0.02
             tolerance = 5 * deviation / np.sqrt(2 * leaf.size)
             np.testing.assert_allclose(np.std(leaf), deviation, atol=tolerance)
+            kernels.append(float(leaf.ravel()[0]))
         else:
             np.testing.assert_array_equal(leaf, float(names[-1] == "scale"))
-    assert transformer.residual_scale(2) == 0.5
+    assert len(set(kernels)) == len(kernels) == 2 + 4 * DEPTH, "each is drawn by itself"
+    assert transformer.residual_scale(DEPTH) == 0.5
