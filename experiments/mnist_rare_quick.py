@@ -80,7 +80,7 @@ def tiny() -> Experiment:
             checkpoint_every=50,
         ),
         balance=Balance(per_class=30, max_draws=4.0),
-        filters=Filters(label=0.3),
+        filters=Filters(label=0.01),
         study=Study(
             classifier=Classifier(features=(8, 16), hidden=16, num_steps=40, batch_size=32),
             on_top="all",
