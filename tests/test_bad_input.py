@@ -107,7 +107,7 @@ FIELDS = [
     (("--train.num-steps", "-5"), 2, ["train.num-steps must be at least 1"]),
     (("--train.num-steps", "21"), 2, ["21 is not a multiple of train.steps-per-call 5: use 25"]),
     (("--train.batch-size", "63"), 2, ["train.batch-size 63", "2 devices", "use 62 or 64"]),
-    (("--train.batch-size", "2000"), 2, ["train.batch-size is 2000", "only 795 training images"]),
+    (("--train.batch-size", "2000"), 2, ["train.batch-size is 2000", "only 795 training examples"]),
     (("--train.class-balance", "1.5"), 2, ["train.class-balance is 1.5", "from 0 to 1"]),
     (("--mesh.data", "9"), 2, ["mesh.data is 9", "8 device(s)"]),
     (("--study.num-seeds", "0"), 2, ["study.num-seeds is 0", "at least 1"]),
@@ -161,7 +161,7 @@ DATA = {
     "fewer examples than a batch": (
         lambda t: source(npz(t / "s.npz"), "--train.batch-size", "64"),
         2,
-        ["train.batch-size is 64", "only 36 training images", "use a smaller"],
+        ["train.batch-size is 64", "only 36 training examples", "use a smaller"],
     ),
     "one class": (
         lambda t: source(npz(t / "s.npz", label=np.zeros(60, int))), 3, ["the class 0 alone"]

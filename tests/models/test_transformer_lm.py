@@ -169,13 +169,16 @@ def test_loss_is_the_mean_over_the_targets_that_count(key):
     assert all(float(value) == 0 for value in empty.values())
 
 
-def test_a_target_that_does_not_count_moves_nothing(key):
+def test_a_target_that_does_not_count_moves_nothing_and_is_never_right(key):
     """Its gradient is zero: the targets' slopes are non-zero at those that count alone."""
     logits = jax.random.normal(key, (3, LENGTH - 1, TEXT + 1 + CLASSES))
     slopes = jax.grad(lambda logits: jnp.sum(target_nll(logits, batch())[0]))(logits)
     moved = np.abs(slopes).max(axis=2) > 0
     for row, places in enumerate(COUNTED):
         np.testing.assert_array_equal(np.flatnonzero(moved[row]), places)
+    oracle = jax.nn.one_hot(batch()["tokens"][:, 1:], TEXT + 1 + CLASSES)
+    for found in target_nll(oracle, batch())[1:]:
+        np.testing.assert_array_equal(found, moved)
 
 
 @pytest.mark.parametrize("changes", [{}, {"positions": "learned"}, {"scan_layers": True}])
@@ -253,23 +256,29 @@ def test_a_row_is_the_same_text_in_any_batch(key):
 
 
 def test_what_stands_beyond_a_prompt_is_not_read(key):
+    """Nor does it pad a text that has ended, or count as seen."""
     _, weights, sample = made()
-    given = prompts([3, 0, 5])
+    given = prompts([3, 0, 5, 1] * 8)
     places = jnp.expand_dims(jnp.arange(LENGTH), 0)
     beyond = places >= jnp.expand_dims(given["prompt_length"], 1)
     other = {**given, "prompt": jnp.where(beyond, 0, given["prompt"])}
-    one, two = (sample(weights, key, cond_of(range(3), **more)) for more in (given, other))
+    one, two = (
+        sample(weights, key, cond_of(range(32), **more, **constant("repetition_penalty", 3.0, 32)))
+        for more in (given, other)
+    )
     np.testing.assert_array_equal(one["tokens"], two["tokens"])
 
 
 def test_an_end_in_the_prompt_is_text_and_one_after_it_stops(key):
+    """Also where the loop steps through it, because another row has no prompt."""
     _, weights, sample = made()
-    given = prompts([4] * 50)
+    given = prompts([4] * 49 + [0])
     given["prompt"] = given["prompt"].at[:, 1].set(END)
     rows = sample(weights, key, cond_of(range(50), **given))
-    sizes = np.asarray(rows["segments"]).sum(axis=1)
+    sizes = np.asarray(rows["segments"]).sum(axis=1)[:-1]
     assert sizes.min() > 5
     assert len(np.unique(sizes)) > 2
+    np.testing.assert_array_equal(rows["tokens"][:-1, 1:5], given["prompt"][:-1, :4])
 
 
 def test_the_first_token_has_the_shares_of_the_softmax(key):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -307,6 +309,25 @@ def test_dropout_is_random_in_training_alone(scan_layers, key):
     one, other = (loss_and_grads(net, params, jax.random.key(seed))[0] for seed in (1, 2))
     np.testing.assert_array_equal(one, loss_and_grads(net, params, jax.random.key(1))[0])
     assert np.abs(one - other).max() > 0.1
+
+
+def test_dropout_is_on_the_embeddings_and_twice_in_each_layer_each_its_own(key):
+    net = LLAMA.clone(layer=dataclasses.replace(LLAMA.layer, dropout=0.5))
+    tokens = some_tokens()
+    _, kept = net.apply(
+        {"params": made(LLAMA)},
+        tokens,
+        one_document(tokens),
+        train=True,
+        rngs={"dropout": key},
+        capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+    )
+    masks = np.stack([np.asarray(leaf) != 0 for leaf in jax.tree.leaves(kept)])
+    assert masks.shape == (1 + 2 * DEPTH, *tokens.shape, DIM)
+    close = 5 * 0.5 / np.sqrt(masks[0].size)
+    np.testing.assert_allclose(masks.mean(axis=(1, 2, 3)), 0.5, atol=close)
+    for one, other in itertools.combinations(masks, 2):
+        np.testing.assert_allclose(np.mean(one == other), 0.5, atol=close)
 
 
 def test_bfloat16_is_near_float32_with_float32_parameters_and_logits():

@@ -1,0 +1,102 @@
+"""Mode coverage by class, and weighted validation scores."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import tiny
+
+from genaug import hooks, runs
+from genaug.augmentation import flat
+from genaug.evaluation.manifold import manifold_scores
+
+pytest_plugins = ["tiny_run"]
+KEY = jax.random.key(0)
+
+
+class Fake(NamedTuple):
+    """Stands for a sampler: gives the images that it was told to, by label."""
+
+    draw: Any
+
+    def __call__(self, key, cond):
+        return {"image": self.draw(cond["label"])}
+
+
+@pytest.fixture
+def run(tmp_path):
+    config = dataclasses.replace(tiny().train, coverage_samples=60)
+    return runs.prepare(dataclasses.replace(tiny(), train=config), tmp_path / "run", compare=False)
+
+
+def coverage(run, draw):
+    found = {}
+    call = hooks.mode_coverage(
+        run, lambda state: Fake(draw), KEY, lambda step, values: found.update(values)
+    )
+    call(10, None)
+    return found
+
+
+def test_a_class_that_collapses_is_seen_in_its_own_figure(run):
+    train = run.dataset.arrays(run.splits.train)
+    generator = np.random.default_rng(0)
+
+    def collapsed_three(labels):
+        rows = [generator.choice(np.flatnonzero(train["label"] == c)) for c in labels]
+        images = train["image"][np.array(rows)]
+        images[labels == 3] = train["image"][train["label"] == 3][0]
+        return images
+
+    found = coverage(run, collapsed_three)
+    assert found["coverage_3"] < 0.35 < 0.6 < min(v for k, v in found.items() if k[-1] in "0145679")
+    by_class = [value for name, value in found.items() if name != "coverage"]
+    assert len(by_class) == 10
+    np.testing.assert_allclose(found["coverage"], np.mean(by_class))
+
+
+def test_the_figure_is_the_coverage_of_that_many_training_images(run):
+    groups = dict(hooks._groups(run))
+    assert {len(rows) for rows in groups.values()} == {12, 60}, "rare classes have 12"
+    train = run.dataset.arrays(run.splits.train)
+    noise = np.random.default_rng(1).integers(0, 30, (500, 8, 8, 1)).astype(np.uint8)
+
+    def draw(labels):
+        first = [np.flatnonzero(train["label"] == c)[0] for c in labels]
+        return (train["image"][first] // 2 + noise[: len(labels)]).astype(np.uint8)
+
+    labels = np.concatenate([np.full(len(rows), c) for c, rows in groups.items()])
+    made = flat(draw(labels))
+    found = coverage(run, draw)
+    for c, real in groups.items():
+        want = manifold_scores(real, made[labels == c], 5).coverage
+        assert found[f"coverage_{c}"] == want
+
+
+def test_rows_of_text_are_weighted_by_their_bytes(run, monkeypatch):
+    valid = {"num_bytes": np.array([1, 3, 0])}
+    dataset = type("Fake", (), {"arrays": lambda self, rows: valid})()
+    score = lambda weights, key, rows: {"bits": np.array([4.0, 2.0, 9.0])}  # noqa: E731
+    monkeypatch.setattr(hooks, "make_scorer", lambda model, mesh: score)
+    splits = run.splits._replace(valid=np.arange(3))
+    fake = type("Run", (), {"dataset": dataset, "splits": splits, "model": run.model, "mesh": None})
+    found = {}
+    state = run.model.init(KEY)
+    call = _unchecked(hooks.scores)(fake(), KEY, lambda step, values: found.update(values))
+    call(1, state)
+    assert found["valid_bits"] == 2.5
+    # Linearised: sum w^2 (x - mean)^2 = 1 * 2.25 + 9 * 0.25, its root over 4.
+    np.testing.assert_allclose(found["valid_bits_se"], np.sqrt(4.5) / 4)
+
+
+def _unchecked(function):
+    """The function without the tests' type checks, for stand-ins."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def test_hooks_are_those_that_the_config_asks_for(run):
+    assert len(hooks.hooks(run, {"grid": KEY, "score": KEY, "coverage": KEY}, print)) == 3
