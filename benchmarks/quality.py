@@ -65,8 +65,7 @@ def train_classifier(
         warp.affine_elastic().as_arrays(),
     )
     program = classifier.trainer(config, num_classes, warp.smoothing, mesh)
-    trained = classifier.train_replicas(program, condition, images[:1], seed + 1, mesh)
-    return jax.tree.map(lambda a: a[seed : seed + 1], trained.params)
+    return classifier.train_replicas(program, condition, images[:1], 1, mesh, seed).params
 
 
 def draw(run: runs.Trained, labels: np.ndarray, block_size: int = 100) -> tuple[np.ndarray, float]:

@@ -55,6 +55,7 @@ class Arms:
                 self._judged,
                 self._config.num_seeds,
                 self._run.mesh,
+                first_seed=self._config.num_seeds * self._run.experiment.seed,
             )
             if arm.name == JUDGE_ARM:
                 flat = {name: np.asarray(a) for name, a in named(trained.params).items()}

@@ -196,12 +196,12 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
         f": kept {len(drawn.images):,} of {drawn.drawn.sum():,}; refused for "
         + ", ".join(f"{name} {count:,}" for name, count in refused.items())
     )
-    pool = studies.with_generated(pool, drawn.images, drawn.labels)
+    pool = studies.with_generated(pool, drawn.images, drawn.labels, drawn.label_probability)
     judged = studies.Judged(
         run.dataset.labels[run.splits.valid], run.dataset.labels[run.splits.test], run.rare
     )
     bases = studies.choose_bases(baselines, arms.parts, judged, study)
-    generative = studies.generative_arms(pool, missing, study.weights, bases)
+    generative = studies.generative_arms(pool, missing, study.weights, bases, study.checks)
     arms.train(generative, pool, "[4/5] with generated images", console)
     comparison = studies.compare(baselines, generative, arms.parts, judged, study)
 

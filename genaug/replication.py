@@ -151,7 +151,7 @@ def _bases(arms: Mapping[str, OfSplits]) -> tuple[dict[str, str], dict[str, OfSp
             continue
         bases[family] = names[0]
         if len(set(names)) > 1:
-            name = f"{family.removesuffix(f' + {studies.GENERATED}')}, chosen by split"
+            name = f"{family.partition(f' + {studies.GENERATED}')[0]}, chosen by split"
             own = {"name": name, "family": name, "base": name}
             bases[family] = name
             by_split[name] = [arms[base][i] | own for i, base in enumerate(names)]

@@ -101,19 +101,24 @@ def check(experiment: Experiment) -> None:
         ("filters.duplicate", filters.duplicate),
         ("study.level", study.level),
         *(("study.weights", weight) for weight in study.weights),
+        *(("study.checks", check) for check in study.checks),
     ]
     for name, value in shares:
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{name} is {value}; it must lie from 0 to 1.")
     if not study.weights or 0 in study.weights:
         raise UserError("study.weights must name at least one share, each above 0.")
+    if not study.checks:
+        raise UserError("study.checks must name at least one probability; 0 uses every image.")
     for times in study.strengths:
         if not 0 < times < math.inf:
             raise UserError(f"study.strengths is {times}; it must be above 0, and finite.")
     if 1.0 not in study.strengths:
         raise UserError("study.strengths must contain 1: the arm that checks labels is of it.")
-    if len({f"{times:g}" for times in study.strengths}) < len(study.strengths):
-        raise UserError("study.strengths names a strength twice: leave one out.")
+    for name in ("strengths", "weights", "checks"):
+        values = getattr(study, name)
+        if len({f"{value:g}" for value in values}) < len(values):
+            raise UserError(f"study.{name} names {values} with a value twice: leave one out.")
     if study.level in (0, 1):
         raise UserError(f"study.level is {study.level}; use a share between 0 and 1, as 0.95.")
     if experiment.train.coverage_samples and not isinstance(experiment.data, Data):
@@ -303,6 +308,8 @@ def open_run(directory: Path) -> Trained:
     model = experiment.model.make(spec)
     mesh = parallel.make_mesh(experiment.mesh)
     found = checkpoint.restore(directory / "checkpoints", parallel.abstract(model.init, mesh))
+    if not found and (splits := sorted(directory.glob("split_*"))):
+        raise UserError(f"{directory} holds a run for every split: name one, as {splits[0]}.")
     if not found:
         raise UserError(f"{directory} has no checkpoint yet: train first, with the same command.")
     state, step = found

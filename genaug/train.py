@@ -141,6 +141,6 @@ def _report(
     if bad:
         raise TrainingError(
             f"{bad[0]} is {values[bad[0]]} at update {step}: lower the learning rate or clip the "
-            "gradients (--model.optimizer.clip-norm 1). The last good checkpoint is kept."
+            "gradients (the optimizer's clip-norm). The last good checkpoint is kept."
         )
     log(step, values)

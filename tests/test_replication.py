@@ -328,7 +328,12 @@ from tiny_run import tiny
 def config():
     one = tiny()
     study = dataclasses.replace(
-        one.study, num_splits=2, strengths=(1.0, 2.0), on_top="all", metric="rare_recall"
+        one.study,
+        num_splits=2,
+        strengths=(1.0, 2.0),
+        on_top="all",
+        checks=(0.0, 0.5),
+        metric="rare_recall",
     )
     return dataclasses.replace(one, study=study)
 """
@@ -376,7 +381,11 @@ def test_a_run_over_splits_leaves_whole_runs_and_their_sum(unbroken):
     kinds = ["affine", "elastic", "affine + elastic"]
     fixed = ["none", "none, longer", "class weights", "oversampling", "SMOTE"]
     fixed += [name for kind in kinds for name in (kind, f"{kind} x2")]
-    made = [f"{base}generated, weight 0.5" for base in ("", *(f"{kind} + " for kind in kinds))]
+    made = [
+        f"{base}generated{check}, weight 0.5"
+        for base in ("", *(f"{kind} + " for kind in kinds))
+        for check in ("", " (label 0.5)")
+    ]
     for one in found:
         assert [arm["name"] for arm in one["arms"]] == [*fixed, *made]
     pooled = [arm["name"] for arm in results["arms"] if "chosen by split" not in arm["name"]]
@@ -386,6 +395,14 @@ def test_a_run_over_splits_leaves_whole_runs_and_their_sum(unbroken):
     assert f"Report   {directory}/report.html" in printed
     assert f"Sampler  {directory}/split_*/export/" in printed
     assert results["verdict"]["sentence"] in printed
+
+
+def test_a_folder_of_several_runs_has_no_sampler_of_its_own(unbroken, run_cli, capsys):
+    directory, _ = unbroken
+    assert run_cli("sample", directory) == 2
+    assert f"holds a run for every split: name one, as {directory}/split_0" in (
+        capsys.readouterr().err
+    )
 
 
 def test_splits_differ_in_data_generator_and_arms(unbroken):
@@ -507,7 +524,9 @@ def test_train_trains_one_generator_and_no_split(command, run_cli, tmp_path):
         (("--study.strengths", "1", "-2"), "study.strengths is -2.0; it must be above 0"),
         (("--study.strengths", "1", "nan"), "study.strengths is nan"),
         (("--study.strengths", "1", "inf"), "study.strengths is inf"),
-        (("--study.strengths", "1", "2", "2"), "names a strength twice"),
+        (("--study.strengths", "1", "2", "2"), "study.strengths names"),
+        (("--study.weights", "0.5", "0.5"), "study.weights names"),
+        (("--study.checks", "0.5", "1.5"), "study.checks is 1.5"),
         (("--study.on-top", "some"), "Invalid choice 'some'"),
         (("--study.num-splits", "2", "--data.test-fraction", "0"), "no images to compare arms on"),
     ],

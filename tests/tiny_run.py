@@ -8,7 +8,6 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import pytest
 
 from genaug import cli, parallel
@@ -60,19 +59,6 @@ def tiny() -> Experiment:
 def files(directory: Path) -> set[str]:
     """Every file below a folder, by relative path."""
     return {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
-
-
-@pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory) -> Path:
-    """Equal programs are compiled once in the whole session, also by subprocesses."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    directory = tmp_path_factory.getbasetemp() / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    compilation_cache.reset_cache()
-    return directory
 
 
 @pytest.fixture

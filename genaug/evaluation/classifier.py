@@ -169,13 +169,14 @@ def train_replicas(
     judged: UInt8[np.ndarray, "n h w c"],
     num_seeds: int,
     mesh: parallel.DeviceMesh,
+    first_seed: int = 0,
 ) -> Trained:
-    """Train a classifier for each seed from 0 up and judge the images with each.
+    """Train a classifier for each seed from `first_seed` up and judge the images with each.
 
     Devices take equal shares: a number of seeds they do not divide is rounded up and the extra
     replicas are dropped.
     """
-    numbers = jnp.arange(-(-num_seeds // mesh.size) * mesh.size)
+    numbers = first_seed + jnp.arange(-(-num_seeds // mesh.size) * mesh.size)
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(numbers)
     params, probabilities = program((condition, judged), keys)
     return Trained(

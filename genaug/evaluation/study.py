@@ -44,6 +44,7 @@ class Study:
     num_splits: int = 1  # each with a split of the data, a generator and arms of its own
     num_seeds: int = 6  # paired: seed i starts from the same net and draws in every arm
     weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # share of a class's draws to generate
+    checks: tuple[float, ...] = (0.0,)  # least label probabilities, each tried; 0 = all are used
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1", "rare_recall"] = (
         "balanced_accuracy"  # what is chosen by, and what the verdict is about
     )
@@ -57,6 +58,7 @@ class Pool(NamedTuple):
     images: Images
     labels: Labels
     origin: Int[np.ndarray, " n"]
+    certainty: Float[np.ndarray, " n"]  # the judge's probability of a generated image's label
 
 
 class Arm(NamedTuple):
@@ -80,16 +82,20 @@ def make_pool(real: Images, labels: Labels, smote: More, capacity: int) -> Pool:
         images=np.concatenate([images for images, _ in parts]),
         labels=np.concatenate([labels for _, labels in parts]).astype(np.int32),
         origin=np.repeat([0, 1, 3], [len(images) for images, _ in parts]),
+        certainty=np.ones(sum(len(images) for images, _ in parts)),
     )
 
 
-def with_generated(pool: Pool, images: Images, labels: Labels) -> Pool:
+def with_generated(
+    pool: Pool, images: Images, labels: Labels, certainty: Float[np.ndarray, " n"]
+) -> Pool:
     """The pool with generated images in its free places."""
     free = np.flatnonzero(pool.origin == 3)[: len(images)]
     if len(free) < len(images):
         raise UserError(f"{len(images)} generated images do not fit into a pool for {len(free)}.")
-    filled = Pool(pool.images.copy(), pool.labels.copy(), pool.origin.copy())
+    filled = Pool(*(column.copy() for column in pool))
     filled.images[free], filled.labels[free], filled.origin[free] = images, labels, 2
+    filled.certainty[free] = certainty
     return filled
 
 
@@ -117,21 +123,23 @@ def smote(images: Images, labels: Labels, wanted: Int[np.ndarray, " k"]) -> More
 
 
 def balanced_draws(
-    pool: Pool, wanted: Int[np.ndarray, " k"], weight: float
+    pool: Pool, wanted: Int[np.ndarray, " k"], weight: float, check: float = 0.0
 ) -> Float[np.ndarray, " n"]:
     """Every class as often as after the balance plan; `weight` of it generated where there is some.
 
     A class's share is its real count plus what the plan wants for it. With weight 0 that is
-    random oversampling. What a class without any real image lacks goes to the others.
+    random oversampling. What a class without any real image lacks goes to the others. Generated
+    images whose label is less certain than `check` are not drawn.
     """
+    used = (pool.origin == 2) & (pool.certainty >= check)
     counts = np.bincount(pool.labels[pool.origin == 0], minlength=len(wanted))
-    generated = np.bincount(pool.labels[pool.origin == 2], minlength=len(wanted))
+    generated = np.bincount(pool.labels[used], minlength=len(wanted))
     share = (counts + wanted) / (counts + wanted).sum()
     of_generated = np.where((wanted > 0) & (generated > 0), weight, 0.0)
-    mass = np.zeros((4, len(wanted)))
-    mass[0] = share * (1 - of_generated) / np.maximum(counts, 1)
-    mass[2] = share * of_generated / np.maximum(generated, 1)
-    draws = mass[pool.origin, pool.labels]
+    of_real = share * (1 - of_generated) / np.maximum(counts, 1)
+    of_each = share * of_generated / np.maximum(generated, 1)
+    draws = np.where(pool.origin == 0, of_real[pool.labels], 0.0)
+    draws = np.where(used, of_each[pool.labels], draws)
     return draws / draws.sum()
 
 
@@ -176,21 +184,27 @@ def classical_name(kind: str, times: float) -> str:
 
 
 def generative_arms(
-    pool: Pool, wanted: Int[np.ndarray, " k"], weights: Sequence[float], bases: Mapping[str, Arm]
+    pool: Pool,
+    wanted: Int[np.ndarray, " k"],
+    weights: Sequence[float],
+    bases: Mapping[str, Arm],
+    checks: Sequence[float] = (0.0,),
 ) -> list[Arm]:
     """Every family of `bases` at every weight: its base, with generated data in the place of real.
 
-    bases: family -> the arm that it is at weight 0.
+    bases: family -> the arm that it is at weight 0. With a check above 0 it is another family.
     """
     return [
         base._replace(
-            name=f"{family}, weight {weight:g}",
-            family=family,
+            name=f"{checked}, weight {weight:g}",
+            family=checked,
             base=base.name,
             weight=weight,
-            draws=balanced_draws(pool, wanted, weight),
+            draws=balanced_draws(pool, wanted, weight, check),
         )
         for family, base in bases.items()
+        for check in checks
+        for checked in [f"{family} (label {check:g})" if check else family]
         for weight in weights
     ]
 

@@ -53,7 +53,12 @@ def make_case(experiment: Any) -> Case:
     return Case(experiment, dataset, experiment.model.make(dataset.spec), stream)
 
 
-@pytest.fixture(scope="module", params=distinct(EXPERIMENTS), ids=lambda path: path.stem)
+def alone(path: Path) -> Any:
+    """A parameter whose tests run in one process: they share compiled programs."""
+    return pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(path.stem))
+
+
+@pytest.fixture(scope="module", params=map(alone, distinct(EXPERIMENTS)))
 def case(request) -> Case:
     return make_case(tiny(request.param))
 
@@ -182,7 +187,7 @@ def test_a_sample_is_the_same_in_any_batch_on_any_mesh(case, trained, devices):
 def test_one_device_and_eight_train_alike_under_sgd(sgd_case):
     one, _, _ = train(sgd_case, 10, mesh_of(1))
     eight, _, _ = train(sgd_case, 10, mesh_of(8))
-    start = sgd_case.model.init(jax.random.key(7))
+    start = parallel.compile_init(sgd_case.model.init, mesh_of(1))(jax.random.key(7))
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), one, start)
     assert max(jax.tree.leaves(moved)) > 1e-4, "SGD must have moved something"
     chex.assert_trees_all_close(jax.device_get(one), jax.device_get(eight), rtol=1e-5, atol=1e-6)

@@ -56,8 +56,8 @@ def program():
     return trainer(TINY, NUM_CLASSES, SMOOTHING, make_mesh(Mesh(data=1)))
 
 
-def train(program, arm, seeds=2, judged=JUDGED, devices=1):
-    return train_replicas(program, arm, judged, seeds, make_mesh(Mesh(data=devices)))
+def train(program, arm, seeds=2, judged=JUDGED, devices=1, first=0):
+    return train_replicas(program, arm, judged, seeds, make_mesh(Mesh(data=devices)), first)
 
 
 def test_every_arm_is_one_compiled_program(program):
@@ -88,10 +88,12 @@ def test_a_seed_gives_the_same_replica_in_any_company(program):
     arm = condition(num_steps=20, strength=Warp().affine())
     six = train(program, arm, 6)
     two = train(program, arm)
+    fifth = train(program, arm, 1, first=4)
     spread = trainer(TINY, NUM_CLASSES, SMOOTHING, make_mesh(Mesh(data=8)))
     wide = train(spread, arm, 6, devices=8)
     assert wide.probabilities.shape == six.probabilities.shape
     np.testing.assert_allclose(two.probabilities, six.probabilities[:2], atol=1e-4)
+    np.testing.assert_allclose(fifth.probabilities, six.probabilities[4:5], atol=1e-4)
     np.testing.assert_allclose(wide.probabilities, six.probabilities, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), wide.params, six.params)
     for i in range(6):

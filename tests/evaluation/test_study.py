@@ -42,7 +42,8 @@ SMOTED = some([1, 2, 2], seed=1)
 
 def pool(generated=(1, 2, 2, 2), capacity=7):
     empty = make_pool(*REAL, SMOTED, capacity)
-    return with_generated(empty, *some(generated, seed=2)) if generated else empty
+    sure = np.linspace(0.1, 1.0, len(generated))
+    return with_generated(empty, *some(generated, seed=2), sure) if generated else empty
 
 
 def class_shares(draws, of):
@@ -95,7 +96,7 @@ def test_only_classes_that_have_generated_images_are_mixed():
 def test_a_class_without_real_images_leaves_no_probability_over(generated):
     """Nothing is ever drawn from the empty places at the end of the pool."""
     few = make_pool(*some([0, 0, 1]), some([])[:2], 3)
-    filled = with_generated(few, *some(generated, seed=2))
+    filled = with_generated(few, *some(generated, seed=2), np.ones(len(generated)))
     for weight in (0.0, 0.5, 1.0):
         draws = balanced_draws(filled, np.array([0, 1, 2]), weight)
         np.testing.assert_allclose(draws.sum(), 1)
@@ -183,6 +184,23 @@ def test_the_generative_arms_come_alone_and_with_the_classical_warp():
     assert [arm.base for arm in arms] == ["oversampling"] * 2 + ["affine + elastic"] * 2
     for arm in arms:
         np.testing.assert_array_equal(arm.draws, balanced_draws(filled, WANTED, arm.weight))
+
+
+def test_a_check_leaves_out_what_the_judge_doubts_and_is_a_family_of_its_own():
+    filled = pool()  # certainties .1 of class 1; .4, .7 and 1 of class 2
+    draws = balanced_draws(filled, WANTED, 0.5, 0.7)
+    np.testing.assert_allclose(class_shares(draws, filled), 1 / 3)
+    np.testing.assert_allclose(draws[filled.origin == 2], [0, 0, 1 / 12, 1 / 12])
+    oversampling = {arm.name: arm for arm in baseline_arms(filled, WANTED, Warp())}["oversampling"]
+    arms = generative_arms(filled, WANTED, (0.5, 1.0), {"generated": oversampling}, (0.0, 0.7))
+    assert [(arm.name, arm.family) for arm in arms] == [
+        ("generated, weight 0.5", "generated"),
+        ("generated, weight 1", "generated"),
+        ("generated (label 0.7), weight 0.5", "generated (label 0.7)"),
+        ("generated (label 0.7), weight 1", "generated (label 0.7)"),
+    ]
+    np.testing.assert_array_equal(arms[2].draws, draws)
+    assert {arm.base for arm in arms} == {"oversampling"}
 
 
 def between(made, members):
