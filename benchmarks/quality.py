@@ -1,7 +1,8 @@
 """How good a run's class-conditional samples are, beside what real images score.
 
-    python -m benchmarks.quality runs/mnist_ddpm runs/mnist_dcgan ...
+    python -m benchmarks.quality runs/mnist_ddpm runs/mnist_ddpm@guidance=1.5 runs/mnist_dcgan ...
 
+After an @ stands what the sampler is told beside the label, where it is not the model's default.
 1,000 samples (as many of each class as the held-out images have) against a random half of the
 validation and test images, for several halves; the other half is the real-vs-real floor at the
 same n. Features are those of a classifier trained on the training split; labels are read by another
@@ -68,10 +69,14 @@ def train_classifier(
     return classifier.train_replicas(program, condition, images[:1], 1, mesh, seed).params
 
 
-def draw(run: runs.Trained, labels: np.ndarray, block_size: int = 100) -> tuple[np.ndarray, float]:
+def draw(
+    run: runs.Trained, labels: np.ndarray, settings: dict[str, float], block_size: int = 100
+) -> tuple[np.ndarray, float]:
     """A sample for every label, and how many a second once the program is there."""
     sampler = make_sampler(run.model, run.weights, run.mesh, block_size)
     cond = {"index": np.arange(len(labels), dtype=np.int32), "label": labels}
+    for name, value in settings.items():
+        cond[name] = np.full(len(labels), value, run.model.cond[name].spec.dtype)
     first = {name: rows[:block_size] for name, rows in cond.items()}
     sampler(jax.random.key(1), first)
     began = time.perf_counter()
@@ -79,9 +84,11 @@ def draw(run: runs.Trained, labels: np.ndarray, block_size: int = 100) -> tuple[
     return images, len(labels) / (time.perf_counter() - began)
 
 
-def measure(directory: Path, cache: dict[str, Any]) -> Quality:
+def measure(name: str, cache: dict[str, Any]) -> Quality:
     """The figures of one run folder; classifiers of the same data are trained once."""
-    run = runs.open_run(directory)
+    directory, _, told = name.partition("@")
+    settings = {key: float(value) for key, value in (s.split("=") for s in told.split(",") if s)}
+    run = runs.open_run(Path(directory))
     dataset, splits = run.experiment.data.read()
     num_classes = len(dataset.class_names)
     train = dataset.arrays(splits.train)
@@ -103,7 +110,7 @@ def measure(directory: Path, cache: dict[str, Any]) -> Quality:
     for half in range(HALVES):
         reference, rest = halves(held["label"], half)
         if images is None:
-            images, rate = draw(run, np.sort(held["label"][reference]))
+            images, rate = draw(run, np.sort(held["label"][reference]), settings)
         labels = np.sort(held["label"][reference])
         judge_params = cached(
             f"judge {half}",
@@ -140,22 +147,30 @@ def halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(first), np.concatenate(second)
 
 
-def row(directory: Path, quality: Quality) -> str:
+def row(name: str, quality: Quality) -> str:
     """One line of the table."""
 
     def cell(values: np.ndarray, digits: int) -> str:
         return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
 
-    return (
-        f"| {directory.name} | {cell(quality.frechet, 2)} | {cell(quality.coverage, 2)} "
-        f"| {cell(quality.agreement, 1)} | {cell(quality.of_real, 1)} | {quality.rate:.0f} |"
+    figures = (
+        (quality.frechet, 2),
+        (quality.coverage, 2),
+        (quality.agreement, 1),
+        (quality.of_real, 1),
     )
+    cells = [
+        Path(name).name.replace("@", ", "),
+        *(cell(*f) for f in figures),
+        f"{quality.rate:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Measure, print, and write on request."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("runs", nargs="+", type=Path, help="run folders")
+    arguments.add_argument("runs", nargs="+", help="run folders, as RUN or RUN@NAME=VALUE,...")
     arguments.add_argument("--write", action="store_true", help="write QUALITY.md")
     options = arguments.parse_args()
     parallel.use_cpu_cores_as_devices()
@@ -170,8 +185,8 @@ def main() -> None:
     ]
     print(HEAD, flush=True)
     cache: dict[str, Any] = {}
-    for directory in options.runs:
-        lines.append(row(directory, measure(directory, cache)))
+    for name in options.runs:
+        lines.append(row(name, measure(name, cache)))
         print(lines[-1], flush=True)
     if options.write:
         RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -98,13 +98,14 @@ class DiTModule(nn.Module):
             )(level, label, augment)
         ).astype(x.dtype)
         place = positions(rows, columns, dim).astype(x.dtype)
-        h = layers.Dense(dim, name="in")(_patches(x, patch)) + jnp.expand_dims(place, 0)
+        tokens = layers.space_to_depth(x, (patch, patch)).reshape(x.shape[0], rows * columns, -1)
+        h = layers.Dense(dim, name="in")(tokens) + jnp.expand_dims(place, 0)
         for i in range(config.depth):
             h = _Block(config, name=f"block_{i}")(h, condition, train)
         shift, scale = _modulations(condition, dim, 2)
         h = _layer_norm(h) * (1.0 + scale) + shift
         h = layers.Dense(patch * patch * self.outputs, kernel_init=_ZEROS, name="out")(h)
-        return _image(h, rows, columns, patch)
+        return layers.depth_to_space(h.reshape(x.shape[0], rows, columns, -1), (patch, patch))
 
 
 class _Block(nn.Module):
@@ -139,16 +140,3 @@ def _layer_norm(x: Array) -> Array:
     centred = centred - jnp.mean(centred, axis=-1, keepdims=True)
     variance = jnp.mean(centred**2, axis=-1, keepdims=True)
     return (centred * lax.rsqrt(variance + 1e-6)).astype(x.dtype)
-
-
-def _patches(x: Array, patch: int) -> Array:
-    """[n, h, w, c] to [n, tokens, patch * patch * c]."""
-    n, height, width, channels = x.shape
-    x = x.reshape(n, height // patch, patch, width // patch, patch, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, patch * patch * channels)
-
-
-def _image(x: Array, rows: int, columns: int, patch: int) -> Array:
-    """[n, tokens, patch * patch * o] to [n, h, w, o]: the inverse of `_patches`."""
-    x = x.reshape(x.shape[0], rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(x.shape[0], rows * patch, columns * patch, -1)

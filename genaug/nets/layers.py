@@ -110,17 +110,28 @@ def conv(
     grown = [b * s - k for b, s, k in zip(blocks, strides, (kh, kw), strict=True)]
     kernel = jnp.pad(kernel, ((0, grown[0]), (0, grown[1]), (0, 0), (0, 0)))
     return _unit_conv(
-        _space_to_depth(x, strides),
-        _space_to_depth(kernel.transpose(3, 0, 1, 2), strides).transpose(1, 2, 3, 0),
+        space_to_depth(x, strides),
+        space_to_depth(kernel.transpose(3, 0, 1, 2), strides).transpose(1, 2, 3, 0),
         ((0, 0), (0, 0)),
     )
 
 
-def _space_to_depth(x: Array, block: tuple[int, int]) -> Array:
-    """[n, h, w, c] to [n, h/b, w/b, b*b*c]."""
+def space_to_depth(
+    x: Float[Array, "n h w c"], block: tuple[int, int]
+) -> Float[Array, "n rows columns d"]:
+    """Blocks of pixels as channels: d = bh * bw * c, a block row by row, channels innermost."""
     (n, h, w, c), (bh, bw) = x.shape, block
     x = x.reshape(n, h // bh, bh, w // bw, bw, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(n, h // bh, w // bw, bh * bw * c)
+
+
+def depth_to_space(
+    x: Float[Array, "n rows columns d"], block: tuple[int, int]
+) -> Float[Array, "n h w c"]:
+    """The inverse of `space_to_depth`."""
+    (n, rows, columns, _), (bh, bw) = x.shape, block
+    x = x.reshape(n, rows, columns, bh, bw, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, rows * bh, columns * bw, -1)
 
 
 def _phase(kernel: int, stride: int, phase: int) -> tuple[slice, tuple[int, int]]:

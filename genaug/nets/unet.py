@@ -4,6 +4,8 @@ Nichol & Dhariwal 2021, section 3.1.
 Down: `num_blocks` residual blocks per resolution, then a strided convolution halves the image. Up:
 one block more per resolution, each beside the matching output on the way down, then nearest
 neighbours and a convolution double it. Self-attention in the middle and at chosen resolutions.
+With patches the net works on squares of pixels as channels (Hoogeboom et al. 2023, section 2.3):
+the finest resolution, where most of the time goes and little is decided, is left out.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ _ZEROS = nn.initializers.zeros_init()
 class UNet:
     """Hyper-parameters of a U-Net."""
 
+    patch_size: int = 1  # side of the squares of pixels that the finest resolution consists of
     features: tuple[int, ...] = (32, 64, 64)  # channels per resolution, finest first
     num_blocks: int = 2  # residual blocks per resolution
-    attention: tuple[int, ...] = (7,)  # resolutions (longer side, pixels) with self-attention
+    attention: tuple[int, ...] = (7,)  # resolutions (longer side, squares) with self-attention
     num_heads: int = 1  # of the self-attention
     groups: int = 8  # of group norm, at most: the largest number that divides the channels
     dropout: float = 0.0
@@ -41,15 +44,17 @@ class UNet:
         return UNetModule(self, num_classes, augment_dim, shape[2] * outputs_per_value)
 
     def _check(self, shape: Shape) -> None:
-        if not self.features or min(*self.features, self.num_blocks, self.groups) < 1:
+        least = min(self.patch_size, *self.features, self.num_blocks, self.groups)
+        if not self.features or least < 1:
             raise UserError(
-                f"model.net has features {self.features}, num-blocks {self.num_blocks} and groups "
-                f"{self.groups}; give at least one resolution, and 1 or more of each."
+                f"model.net has patch-size {self.patch_size}, features {self.features}, num-blocks "
+                f"{self.num_blocks} and groups {self.groups}; give at least one resolution, and 1 "
+                "or more of each."
             )
         check_dropout(self.dropout)
         for side in shape[:2]:
-            _check_side(side, len(self.features))
-        longer = max(shape[:2])
+            _check_side(side, self.patch_size, len(self.features))
+        longer = max(shape[:2]) // self.patch_size
         sides = [longer // 2**i for i in range(len(self.features))]
         if missing := [side for side in self.attention if side not in sides]:
             raise UserError(
@@ -61,12 +66,18 @@ class UNet:
             check_heads(self.num_heads, channels, "model.net.features has")
 
 
-def _check_side(side: int, num_resolutions: int) -> None:
-    halvings = num_resolutions - 1
-    if side % 2**halvings == 0:
+def _check_side(side: int, patch_size: int, num_resolutions: int) -> None:
+    unit = patch_size * 2 ** (num_resolutions - 1)
+    larger = -(-side // unit) * unit
+    if side == larger:
         return
-    fits = max(i for i in range(halvings) if side % 2**i == 0)
-    larger = -(-side // 2**halvings) * 2**halvings
+    if patch_size > 1:
+        raise UserError(
+            f"An image side of {side} is no multiple of {unit}, --model.net.patch-size "
+            f"{patch_size} halved {num_resolutions - 1} times: use fewer entries in "
+            f"--model.net.features, another patch, or --data.image-size {larger}."
+        )
+    fits = max(i for i in range(num_resolutions - 1) if side % 2**i == 0)
     raise UserError(
         f"An image side of {side} is divisible by {2**fits} but not {2 ** (fits + 1)}: use at most "
         f"{fits + 1} entries in --model.net.features, or --data.image-size {larger}."
@@ -106,7 +117,7 @@ class UNetModule(nn.Module):
         train: bool = False,
     ) -> Float[Array, "n h w o"]:
         """Denoise, in the dtype of x. Dropout draws from the "dropout" key, in training only."""
-        config = self.config
+        config, patch = self.config, (self.config.patch_size, self.config.patch_size)
         width = config.features[0]
         condition = nn.silu(
             layers.Conditioning(
@@ -121,7 +132,7 @@ class UNetModule(nn.Module):
         def attend(name: str, h: Array) -> Array:
             return _Attention(config.num_heads, config.groups, name=f"{name}_attention")(h)
 
-        h = layers.Conv(width, name="in")(x)
+        h = layers.Conv(width, name="in")(layers.space_to_depth(x, patch))
         skips = [h]
         for i, features in enumerate(config.features):
             if i:
@@ -142,7 +153,9 @@ class UNetModule(nn.Module):
             if i:
                 h = _Upsample(features, name=f"up{i}")(h)
         h = nn.silu(_group_norm(width, config.groups, "out_norm")(h))
-        return layers.Conv(self.outputs, kernel_init=_ZEROS, name="out")(h)
+        channels = self.outputs * config.patch_size**2
+        h = layers.Conv(channels, kernel_init=_ZEROS, name="out")(h)
+        return layers.depth_to_space(h, patch)
 
 
 def _group_norm(channels: int, groups: int, name: str) -> nn.Module:

@@ -258,6 +258,22 @@ def test_follows_the_dtype_of_the_images(made):
     assert_close(got.astype(jnp.float32), want, 0.1)  # bfloat16 has 8 bits, and there are 30 layers
 
 
+def test_patches_are_squares_of_pixels_as_channels(key):
+    patched = dataclasses.replace(SMALL, patch_size=2, attention=(2,))
+    net, variables, (x, *rest) = make(key, patched)
+    inner = dataclasses.replace(patched, patch_size=1).net((4, 2, 8), CLASSES, AUGMENT, PER_VALUE)
+    squares = np.zeros((3, 4, 2, 8), np.float32)
+    for i in range(4):
+        for j in range(2):
+            squares[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(3, -1)
+    got = apply(net)(variables, x, *rest)
+    want = np.asarray(apply(inner)(variables, squares, *rest))
+    for i in range(4):
+        for j in range(2):
+            of_square = want[:, i, j].reshape(3, 2, 2, -1)
+            assert_close(got[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2], of_square)
+
+
 def test_group_norm_takes_the_most_groups_that_divide(key):
     """6 channels, at most 4 groups: 3."""
     net = UNet(features=(6,), num_blocks=1, attention=(), groups=4).net((4, 4, 1), 0, 0, 1)
@@ -282,6 +298,12 @@ def test_group_norm_takes_the_most_groups_that_divide(key):
         ),
         ({"features": (8, 8)}, (8, 7, 1), "7 is divisible by 1 but not 2: use at most 1 entries"),
         ({"attention": (16, 7)}, (28, 28, 1), "names 16, but the U-Net of 28x28.*28, 14"),
+        (
+            {"patch_size": 2, "features": (8, 8, 8)},
+            (28, 28, 1),
+            "28 is no multiple of 8.*image-size 32",
+        ),
+        ({"patch_size": 0}, (8, 8, 1), "patch-size 0"),
         ({"num_heads": 3}, (8, 8, 1), "num-heads is 3, which does not divide the 8 channels"),
         ({"num_heads": 0}, (8, 8, 1), "num-heads is 0"),
         ({"features": ()}, (8, 8, 1), "at least one resolution"),
