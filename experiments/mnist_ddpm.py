@@ -8,8 +8,8 @@ warped, and the network is told how (Karras et al. 2022), so samples are upright
 
 2 CPU cores (x86-64), 37 minutes (other work shared the machine). One run; `python -m
 benchmarks.quality`, 1,000 samples, 5 halves of the held-out images, mean ± sd:
-    20 steps                    Fréchet distance 2.40 ± 0.35 times the floor, coverage 0.92 ± 0.02 of
-                                it, label agreement 96.5 ± 0.2 % (of real images 97.8 ± 0.1 %)
+    20 steps                    Fréchet distance 2.40 ± 0.35 times the floor, coverage 0.92 ± 0.02
+                                of it, label agreement 96.5 ± 0.2 % (of real images 97.8 ± 0.1 %)
     25 steps, guidance 1.25     2.53 ± 0.29, 0.93 ± 0.02, 99.1 ± 0.2 %
     25 steps, guidance 1.5      3.53 ± 0.35, 0.91 ± 0.02, 99.6 ± 0.1 %
 500 validation images: 2.34 ± 0.24 bits per dimension (s.e.). Some samples are no clear digit.
