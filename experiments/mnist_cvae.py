@@ -10,6 +10,7 @@ held-out images, mean ± sd:
     temperature 0.8     Fréchet distance 7.71 ± 1.18 times the floor, coverage 0.92 ± 0.01 of it,
                         label agreement 97.0 ± 0.4 % (of real images 97.8 ± 0.1 %)
     temperature 1       8.24 ± 1.29, 0.88 ± 0.01, 92.5 ± 0.4 %
+The temperature was chosen among 0.6, 0.7, 0.8, 0.85 and 1 by these same figures, which flatters it.
 500 validation images: ELBO -100.0 ± 1.2, importance-weighted -97.0 ± 1.2 nats (s.e.).
 """
 

@@ -4,8 +4,8 @@ Nichol & Dhariwal 2021, section 3.1.
 Down: `num_blocks` residual blocks per resolution, then a strided convolution halves the image. Up:
 one block more per resolution, each beside the matching output on the way down, then nearest
 neighbours and a convolution double it. Self-attention in the middle and at chosen resolutions.
-With patches the net works on squares of pixels as channels (Hoogeboom et al. 2023, section 2.3):
-the finest resolution, where most of the time goes and little is decided, is left out.
+With patches the net works on squares of pixels as channels (as in Hoogeboom et al. 2023), which
+leaves out the resolutions with the most pixels.
 """
 
 from __future__ import annotations
