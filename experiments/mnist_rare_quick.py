@@ -28,8 +28,8 @@ def config() -> Experiment:
         name="mnist_rare_quick",
         data=Data(source="mnist5k", rare_classes=("2", "5", "8"), rare_count=5),
         model=DDPM(
-            net=UNet(features=(24, 48, 64), num_blocks=1, attention=(7,)),
-            schedule=Flow(),
+            net=UNet(patch_size=2, features=(64, 96), num_blocks=1, attention=(7,)),
+            schedule=Flow(log_std=1.0),
             prediction="flow",
             augment=1.0,
             sampler=DDIM(),

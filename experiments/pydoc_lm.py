@@ -20,27 +20,27 @@ def config() -> Experiment:
     """The full run."""
     return Experiment(
         name="pydoc_lm",
-        data=TextData(source="pydoc_topics", holdout="tail", context=256),
+        data=TextData(source="pydoc_topics", holdout="tail", tokenizer="bpe:2048", context=256),
         model=TransformerLM(
-            num_layers=4,
+            num_layers=6,
             num_heads=4,
-            embed_dim=192,
+            embed_dim=256,
             dropout=0.2,
             optimizer=Adam(
-                learning_rate=2e-3,
+                learning_rate=1e-3,
                 b2=0.99,
                 weight_decay=0.1,
                 clip_norm=1.0,
                 warmup_steps=100,
-                decay_steps=5000,
+                decay_steps=2800,
             ),
         ),
         train=Train(
-            num_steps=5000,
-            batch_size=32,
-            evaluate_every=1000,
-            sample_every=1000,
-            checkpoint_every=500,
+            num_steps=2800,
+            batch_size=8,
+            evaluate_every=400,
+            sample_every=1400,
+            checkpoint_every=200,
         ),
     )
 

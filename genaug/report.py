@@ -386,7 +386,14 @@ def _curves(training: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _best_step(name: str, values: Sequence[tuple[float, float]]) -> str:
     """Where a validation value was best, if it is known which way is better."""
-    sign = {"elbo": 1, "iwae": 1, "nll": -1, "loss": -1}.get(name)
+    sign = {
+        "elbo": 1,
+        "iwae": 1,
+        "nll": -1,
+        "loss": -1,
+        "bits_per_dim": -1,
+        "bits_per_byte": -1,
+    }.get(name)
     known = [(step, sign * value) for step, value in values if sign and math.isfinite(value)]
     if len(known) < 2:
         return ""

@@ -26,7 +26,8 @@ class TextData:
     separator: str | None = None
     """Line that stands between the texts of a .txt file. None: each file is one text."""
     tokenizer: str = "bytes"
-    """bytes, or the path of a byte-level BPE tokenizer.json, as Hugging Face tokenizers writes."""
+    """bytes; bpe:N, N ids learned from the training text; or the path of a byte-level BPE's
+    tokenizer.json, as Hugging Face tokenizers writes it."""
     context: int = 256
     """Tokens that a model sees; a row holds one more."""
     packing: Literal["stream", "whole"] = "stream"

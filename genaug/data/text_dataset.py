@@ -23,7 +23,7 @@ from genaug.data.splits import TEST, TRAIN, VALID, Splits, hold_out
 from genaug.data.text import TextData
 from genaug.data.text_sources import Texts, check
 from genaug.data.text_store import read_prepared
-from genaug.data.tokens import BPE, Tokenizer, bpe, read_tokenizer, train_bpe
+from genaug.data.tokens import BPE, Tokenizer, bpe, read_tokenizer, size_to_learn, train_bpe
 from genaug.data.windows import Document, Rows
 from genaug.files import save_arrays, write_atomically
 from genaug.types import DataError, Spec, TokenSpec, UserError
@@ -85,7 +85,8 @@ def read(config: TextData) -> tuple[TextDataset, Splits]:
     Raises UserError for a config that cannot be, DataError for data that is missing or wrong.
     """
     check(config)
-    tokenizer = read_tokenizer(config.tokenizer)
+    size = size_to_learn(config.tokenizer)
+    tokenizer = None if size else read_tokenizer(config.tokenizer)
     texts, fingerprint, directory = read_prepared(config)
     if config.conditional and not texts.class_names:
         raise UserError(
@@ -93,9 +94,11 @@ def read(config: TextData) -> tuple[TextDataset, Splits]:
             "--data.label-column, or a folder with one folder a class"
         )
     num_classes = len(texts.class_names) if config.conditional else 0
+    parts = cut(texts, config)
+    tokenizer = tokenizer or _learned(parts, size or 0, directory)
     spec = TokenSpec(config.context + 1, tokenizer.num_text, num_classes)
     tokens, opens, rows, splits = _lay_out(
-        _documents(texts, cut(texts, config), tokenizer, spec, directory, _stride(config)),
+        _documents(texts, parts, tokenizer, spec, directory, _stride(config)),
         spec,
         config,
     )
@@ -130,9 +133,28 @@ def train_tokenizer(config: TextData, vocab_size: int, out: Path) -> BPE:
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
     texts, _, _ = read_prepared(config)
-    training = [part[TRAIN].decode() for part in cut(texts, config)]
-    tokenizer = bpe(train_bpe(training, vocab_size))
-    write_atomically(out, tokenizer.json)
+    json = _train(cut(texts, config), vocab_size)
+    write_atomically(out, json)
+    return bpe(json)
+
+
+def _train(parts: Sequence[Parts], vocab_size: int) -> str:
+    return train_bpe((part[TRAIN].decode() for part in parts), vocab_size)
+
+
+def _learned(parts: Sequence[Parts], vocab_size: int, directory: Path) -> BPE:
+    """The BPE that the training text gives: learned once, then kept beside the texts."""
+    key = hashlib.sha256(b"\0".join(part[TRAIN] for part in parts)).hexdigest()[:16]
+    path = directory / f"bpe_{vocab_size}_{key}.json"
+    if not path.is_file():
+        json = _train(parts, vocab_size)
+        try:
+            write_atomically(path, json)
+        except OSError as error:
+            logging.warning("the BPE is not kept: cannot write %s (%s)", path, error.strerror)
+            return bpe(json)
+    tokenizer = read_tokenizer(str(path))
+    assert isinstance(tokenizer, BPE)
     return tokenizer
 
 

@@ -120,15 +120,28 @@ def _known(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     return ids
 
 
+def size_to_learn(name: str) -> int | None:
+    """The N of "bpe:N", a BPE that the training text is yet to give; None for any other name."""
+    kind, _, size = name.partition(":")
+    if kind != "bpe":
+        return None
+    if not size.isdecimal() or int(size) < 256:
+        raise UserError(
+            f"--data.tokenizer is {name!r}; expected bpe:N with N, the number of ids, 256 (the "
+            "bytes) or more, e.g. bpe:2048"
+        )
+    return int(size)
+
+
 def read_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer that a TextData names. Raises UserError, or DataError for its file."""
+    """The tokenizer of this name, or in this file. Raises UserError, or DataError for the file."""
     if name == "bytes":
         return Bytes()
     path = Path(name).expanduser()
     if not path.is_file():
         raise UserError(
-            f"--data.tokenizer is {name!r}, which is no file; expected bytes or the path of a "
-            "tokenizer.json"
+            f"--data.tokenizer is {name!r}, which is no file; expected bytes, bpe:N or the path of "
+            "a tokenizer.json"
         )
     try:
         return bpe(path.read_text(encoding="utf-8"))

@@ -355,6 +355,27 @@ def test_a_tokenizer_learns_from_training_text_alone(tmp_path):
         train_tokenizer(config, 280, tmp_path / "t.json")
 
 
+def test_a_bpe_to_be_learned_is_that_of_the_training_text_and_is_kept(
+    config, tmp_path, monkeypatch
+):
+    (tmp_path / "t.txt").write_text("ab " * 900 + "xyzzy " * 50)  # "xyzzy" stands in the last 10 %
+    config = dataclasses.replace(
+        config, source=str(tmp_path / "t.txt"), holdout="tail", directory=str(tmp_path / "data")
+    )
+    trained = train_tokenizer(config, 280, tmp_path / "t.json")
+    learn = dataclasses.replace(config, tokenizer="bpe:280")
+    first, _ = learn.read()
+    assert first.tokenizer.json == trained.json
+    monkeypatch.setattr("genaug.data.text_dataset.train_bpe", None)
+    assert learn.read()[0].tokenizer.json == trained.json
+    monkeypatch.undo()
+    smaller, _ = dataclasses.replace(learn, tokenizer="bpe:257").read()
+    assert smaller.tokenizer.num_text == 257
+    other, _ = dataclasses.replace(learn, valid_fraction=0.3).read()  # another training text
+    assert len(list(first.directory.glob("bpe_*.json"))) == 3
+    assert other.fingerprint == first.fingerprint
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -375,6 +396,8 @@ def test_a_tokenizer_learns_from_training_text_alone(tmp_path):
         ({"separator": "a\nb"}, "expected a line of text"),
         ({"separator": " "}, "expected a line of text"),
         ({"tokenizer": "missing.json"}, "--data.tokenizer is 'missing.json'"),
+        ({"tokenizer": "bpe:many"}, "--data.tokenizer is 'bpe:many'; expected bpe:N"),
+        ({"tokenizer": "bpe:255"}, "--data.tokenizer is 'bpe:255'.*256"),
         ({"conditional": True, "source": "pydoc_topics"}, "pydoc_topics has none"),
     ],
 )
