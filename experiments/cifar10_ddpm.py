@@ -1,9 +1,10 @@
-"""Diffusion on CIFAR-10 as published (Ho et al. 2020, app. B): a preset for accelerators.
+"""Diffusion on CIFAR-10 after Ho et al. 2020, app. B: a preset for accelerators.
 
     genaug train experiments/cifar10_ddpm.py --model.no-conditional
 
 Dropout 0.1, batches of 128, 800,000 updates, EMA 0.9999, sampled by 1,000 ancestral steps.
-Run here: a few updates on made-up images of this shape, at an eighth of the width
+The residual blocks scale and shift (Nichol & Dhariwal 2021) where theirs add.
+Run here: updates on made-up images of this shape, at an eighth of the width and half of the depth
 (tests/models/test_ddpm.py).
 Not run: the training itself, which took its authors 10.6 hours on a TPU v3-8. The images are not
 flipped (Ho et al. do).

@@ -4,8 +4,10 @@
     genaug train experiments/gpt2.py --data.source corpus/ --data.tokenizer tokenizer.json
 
 A folder of .txt files (OpenWebText's, say), a .jsonl or a .csv; 1,024 tokens of context, nanoGPT's
-recipe (600,000 updates of 480 rows). Run here: the net's equality with Hugging Face's and its
-number of parameters (tests/models/test_transformer_lm.py), and `tiny()`. Not run: the training.
+recipe (600,000 updates of 480 rows). Run here: the net's equality with Hugging Face's
+(tests/nets/test_transformer.py), its number of parameters, two updates on made-up rows of this
+length and vocabulary at an eighth of the width (tests/models/test_transformer_lm.py), and `tiny()`.
+Not run: the training.
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from safetensors.numpy import save as save_safetensors
 
 import genaug
 from genaug.files import write_atomically
+from genaug.sampling import check_cond
 from genaug.types import (
     CondField,
     DataError,
@@ -34,7 +36,6 @@ from genaug.types import (
     LabelSpec,
     Spec,
     TokenSpec,
-    UserError,
     Weights,
 )
 
@@ -85,11 +86,23 @@ def spec_from_json(value: Mapping[str, Any]) -> Spec:
 
 
 def conditions_to_json(read: Mapping[str, CondField]) -> dict[str, Any]:
-    """Conditions as JSON: a spec, and a default where there is one."""
+    """Conditions as JSON: a spec, and a default and bounds where there are any."""
     specs = spec_to_json({name: field.spec for name, field in read.items()})
+
+    def stated(field: CondField) -> dict[str, float]:
+        bounds = {"low": field.low, "high": field.high}
+        found = {name: value for name, value in bounds.items() if math.isfinite(value)}
+        return found if field.default is None else {"default": field.default, **found}
+
+    return {name: specs[name] | stated(field) for name, field in read.items()}
+
+
+def conditions_from_json(value: Mapping[str, Any]) -> dict[str, CondField]:
+    """The inverse of `conditions_to_json`."""
+    names = ("default", "low", "high")
     return {
-        name: specs[name] | ({} if field.default is None else {"default": field.default})
-        for name, field in read.items()
+        name: CondField(spec, **{k: value[name][k] for k in names if k in value[name]})
+        for name, spec in spec_from_json(value).items()
     }
 
 
@@ -163,24 +176,19 @@ class Bundle:
         """One row per row of `cond`, which holds "index" and every condition without a default.
 
         Raises:
-            UserError: a condition that the sampler does not read, or one that is missing.
+            UserError: a condition that the sampler does not read, one that is missing, or one out
+                of bounds (where its values are known: not inside `jax.jit`).
         """
-        read = self.description["conditions"]
-        required = {name for name, entry in read.items() if "default" not in entry}
-        if not required <= cond.keys() <= read.keys():
-            raise UserError(
-                f"cond holds {sorted(cond)}; this sampler reads {sorted(read)}, "
-                f"of which {sorted(required)} have no default."
-            )
+        read = conditions_from_json(self.description["conditions"])
+        check_cond(cond, read)
         rows = len(cond["index"])
 
-        def column(name: str, entry: Mapping[str, Any]) -> jax.Array:
-            shape, dtype = (rows, *entry["shape"]), entry["dtype"]
+        def column(name: str, field: CondField) -> jax.Array:
             if name in cond:
-                return jnp.asarray(cond[name], dtype)
-            return jnp.full(shape, entry["default"], dtype)
+                return jnp.asarray(cond[name], field.spec.dtype)
+            return jnp.full((rows, *field.spec.shape), field.default, field.spec.dtype)
 
-        full = {name: column(name, entry) for name, entry in read.items()}
+        full = {name: column(name, field) for name, field in read.items()}
         return self.exported.call(dict(self.weights), jax.random.key_data(key), full)
 
 

@@ -11,22 +11,19 @@ import numpy as np
 from genaug.augmentation import flat
 from genaug.data.text_dataset import TextDataset
 from genaug.data.tokens import show
-from genaug.evaluation.manifold import manifold_scores
+from genaug.evaluation.manifold import NEIGHBOURS, manifold_scores
 from genaug.files import write_atomically
 from genaug.pictures import write_grid
 from genaug.runs import Prepared
 from genaug.sampling import Rows, Sampler, make_sampler, make_scorer
 from genaug.train import Hook
-from genaug.types import GenerativeModel, LabelSpec, State
+from genaug.types import GenerativeModel, LabelSpec, State, UserError
 
 Record = Callable[[int, dict[str, float]], None]
 Sampling = Callable[[State], Sampler]
 
 RULE = f"\n{'-' * 80}\n"
 """Between two sampled texts."""
-
-NEIGHBOURS = 5
-"""k of the mode coverage (Naeem et al. 2020); a class needs one more image to have a figure."""
 
 
 def hooks(run: Prepared, keys: dict[str, jax.Array], record: Record) -> list[Hook]:
@@ -58,19 +55,21 @@ def _sampling(run: Prepared) -> Sampling:
 def scores(run: Prepared, key: jax.Array, record: Record) -> Callable[[int, State], None]:
     """Score the validation examples: mean and standard error of every value the family gives.
 
-    Rows that stand for different amounts of text are weighted by their bytes.
+    What a byte of text takes is the sum over all rows by the sum of their bytes; a row may hold the
+    end of a text alone, which is 0 bytes.
     """
     score = make_scorer(run.model, run.mesh)
     valid = run.dataset.arrays(run.splits.valid)
-    weights = valid.get("num_bytes", np.ones(len(run.splits.valid))).astype(np.float64)
+    one_each = np.ones(len(run.splits.valid))
 
     def call(step: int, state: State) -> None:
         found: dict[str, float] = {}
         for name, value in score(run.model.weights(state), key, valid).items():
-            mean = float(np.average(value, weights=weights))
-            spread = np.sqrt(np.sum((weights * (value - mean)) ** 2)) / np.sum(weights)
-            found[f"valid_{name}"] = mean
-            found[f"valid_{name}_se"] = float(spread)
+            units = one_each if name != "bits_per_byte" else valid["num_bytes"].astype(np.float64)
+            total, count = value.astype(np.float64) * np.maximum(units, 1.0), np.sum(units)
+            mean = np.sum(total) / count
+            spread = np.sqrt(np.sum((total - mean * units) ** 2)) / count
+            found[f"valid_{name}"], found[f"valid_{name}_se"] = float(mean), float(spread)
         if found:
             record(step, found)
 
@@ -117,6 +116,11 @@ def mode_coverage(
     figure falls towards 0 when it happens. Perfect is about 0.95, not 1 (`manifold_scores`).
     """
     groups = list(_groups(run))
+    if not groups:
+        raise UserError(
+            f"train.coverage-samples looks at {NEIGHBOURS} neighbours, and no class has more "
+            "training images than that: leave it at 0."
+        )
     cond = class_cond(run.model, np.concatenate([np.full(len(x), c) for c, x in groups]))
 
     def call(step: int, state: State) -> None:
@@ -124,7 +128,7 @@ def mode_coverage(
         made = np.split(flat(rows["image"]), np.cumsum([len(x) for _, x in groups])[:-1])
         found = {
             f"coverage_{run.dataset.class_names[c]}" if "label" in cond else "coverage_all": float(
-                manifold_scores(real, fake, NEIGHBOURS).coverage
+                manifold_scores(real, fake).coverage
             )
             for (c, real), fake in zip(groups, made, strict=True)
         }

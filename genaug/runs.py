@@ -25,6 +25,7 @@ from genaug.data.splits import Splits
 from genaug.data.text import TextData
 from genaug.data.text_dataset import TextDataset
 from genaug.data.tokens import BPE, Tokenizer, read_tokenizer
+from genaug.evaluation.manifold import NEIGHBOURS
 from genaug.evaluation.study import require_smote
 from genaug.export import named, spec_from_json, spec_to_json
 from genaug.files import read_json, write_atomically, write_json
@@ -121,6 +122,11 @@ def check(experiment: Experiment) -> None:
             raise UserError(f"study.{name} names {values} with a value twice: leave one out.")
     if study.level in (0, 1):
         raise UserError(f"study.level is {study.level}; use a share between 0 and 1, as 0.95.")
+    if 0 < experiment.train.coverage_samples <= NEIGHBOURS:
+        raise UserError(
+            f"train.coverage-samples is {experiment.train.coverage_samples}; coverage looks at "
+            f"{NEIGHBOURS} neighbours: use {NEIGHBOURS + 1} or more, or 0 for none."
+        )
     if experiment.train.coverage_samples and not isinstance(experiment.data, Data):
         raise UserError("train.coverage-samples is of images: leave it at 0 for texts.")
     if study.metric == "rare_recall" and not rare_classes(experiment):
@@ -172,6 +178,7 @@ def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) ->
             f"only {len(splits.train)} training examples: use a smaller --train.batch-size."
         )
     model = experiment.model.make(dataset.spec)
+    _check_step(model, dataset.spec, experiment.train.batch_size)
     if compare:
         check_comparable(dataset, splits, model, experiment.balance)
     about = describe_data(dataset, splits)
@@ -211,7 +218,24 @@ def _start(base: State, fresh: State) -> State:
     return started_from(fresh, base)
 
 
-SPLIT_FIELDS = ("split_seed", "test_fraction", "valid_fraction", "holdout", "rare_count")
+def _check_step(model: GenerativeModel, spec: Spec, batch_size: int) -> None:
+    """Let the family refuse a batch it cannot take: its step is traced, not run."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = {
+        name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
+        for name, one in spec.items()
+    }
+    jax.eval_shape(model.step, jax.eval_shape(model.init, key), batch, key)
+
+
+SPLIT_FIELDS = (
+    "split_seed",
+    "test_fraction",
+    "valid_fraction",
+    "holdout",
+    "rare_classes",
+    "rare_count",
+)
 
 
 def check_base(
@@ -306,7 +330,10 @@ def open_run(directory: Path) -> Trained:
     about = read_json(directory / "data.json")
     spec = spec_from_json(about["spec"])
     model = experiment.model.make(spec)
-    mesh = parallel.make_mesh(experiment.mesh)
+    try:
+        mesh = parallel.make_mesh(experiment.mesh)
+    except UserError:  # It was trained on more devices than there are here.
+        mesh = parallel.make_mesh(parallel.Mesh())
     found = checkpoint.restore(directory / "checkpoints", parallel.abstract(model.init, mesh))
     if not found and (splits := sorted(directory.glob("split_*"))):
         raise UserError(f"{directory} holds a run for every split: name one, as {splits[0]}.")

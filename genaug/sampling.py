@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from genaug import parallel
@@ -30,29 +31,35 @@ class Sampler:
 
     def __call__(self, key: jax.Array, cond: Rows) -> dict[str, np.ndarray]:
         """One row per row of `cond`: "index" int32 [n], and what else the family reads."""
-        count = len(cond["index"])
-        for name, value in cond.items():
-            if len(value) != count:
-                raise UserError(f"cond[{name!r}] has {len(value)} rows and cond['index'] {count}.")
         check_cond(cond, self.reads)
         return map_blocks(lambda rows: self.program(self.weights, key, rows), cond, self.block_size)
 
 
-def check_cond(cond: Rows, reads: Mapping[str, CondField]) -> None:
-    """Refuse conditions that a family does not read, lacks, or that are out of bounds."""
+def check_cond(cond: Mapping[str, Any], reads: Mapping[str, CondField]) -> None:
+    """Refuse conditions that a family does not read, lacks, or that are out of bounds.
+
+    Inside `jax.jit` values are not known yet, so their names and shapes alone are looked at.
+    """
+    if "index" not in cond:
+        raise UserError("cond lacks 'index', the address of every row.")
+    count = len(cond["index"])
+    for name, value in cond.items():
+        if len(value) != count:
+            raise UserError(f"cond[{name!r}] has {len(value)} rows and cond['index'] {count}.")
     for name in cond.keys() - reads.keys() - {"index"}:
-        known = ", ".join(reads) or "nothing"
+        known = ", ".join(key for key in reads if key != "index") or "nothing"
         raise UserError(f"This model takes no {name!r}: it reads {known} besides the index.")
     for name, field in reads.items():
         if name not in cond and field.default is None and not field.optional:
             raise UserError(f"cond lacks {name!r}, which this model needs for every row.")
         if name not in cond:
             continue
-        values, spec = np.asarray(cond[name]), field.spec
-        if values.shape[1:] != spec.shape:
-            raise UserError(
-                f"cond[{name!r}] has rows of shape {values.shape[1:]}, not {spec.shape}."
-            )
+        spec, shape = field.spec, jnp.shape(cond[name])[1:]
+        if shape != spec.shape:
+            raise UserError(f"cond[{name!r}] has rows of shape {shape}, not {spec.shape}.")
+        if isinstance(cond[name], jax.core.Tracer):
+            continue
+        values = np.asarray(cond[name])
         if not np.all(np.isfinite(values)):
             raise UserError(f"cond[{name!r}] holds values that are not finite.")
         low, high = field.low, field.high

@@ -89,7 +89,7 @@ def test_the_temperature_may_be_left_out_and_nothing_else(written, key):
         bundle(key, {**labelled, "temperature": jnp.ones(4)})["image"],
     )
     for wrong in ({"index": index}, {"index": index, "lable": index}, {**labelled, "x": index}):
-        with pytest.raises(UserError, match="this sampler reads"):
+        with pytest.raises(UserError, match=r"takes no '(lable|x)'|lacks 'label'"):
             bundle(key, wrong)
 
 
@@ -111,7 +111,7 @@ def test_a_bundle_describes_itself(written, weights):
     assert description["conditions"] == {
         "index": {"shape": [], "dtype": "int32"},
         "label": {"shape": [], "dtype": "int32", "num_classes": 3},
-        "temperature": {"shape": [], "dtype": "float32", "default": 1.0},
+        "temperature": {"shape": [], "dtype": "float32", "default": 1.0, "low": 0.0},
     }
     assert (description["licence"], description["config"]) == ("CC0", {"name": "x"})
     assert description["weights_digest"] == digest(weights)

@@ -73,6 +73,10 @@ def test_training_starts_from_the_average_of_the_other_run(run_cli, text_file, b
     [
         (("--model.embed-dim", "16"), ["of another shape", "is (8,) there and (16,) here"]),
         (("--data.valid-fraction", "0.3"), ["another split", "valid-fraction: 0.1 -> 0.3"]),
+        (
+            ("--data.tokenizer", "bpe:257"),
+            ["trained on another vocabulary", "--data.tokenizer", "or bytes"],
+        ),
         (("--train.start-from", "nowhere"), ["nowhere is no run folder"]),
     ],
 )

@@ -75,10 +75,11 @@ def test_the_figure_is_the_coverage_of_that_many_training_images(run):
         assert found[f"coverage_{c}"] == want
 
 
-def test_rows_of_text_are_weighted_by_their_bytes(run, monkeypatch):
+def test_what_a_byte_takes_is_over_all_bytes_and_ends(run, monkeypatch):
     valid = {"num_bytes": np.array([1, 3, 0])}
     dataset = type("Fake", (), {"arrays": lambda self, rows: valid})()
-    score = lambda weights, key, rows: {"bits": np.array([4.0, 2.0, 9.0])}  # noqa: E731
+    values = {"bits_per_byte": np.array([4.0, 2.0, 9.0]), "nll": np.array([3.0, 5.0, 7.0])}
+    score = lambda weights, key, rows: values  # noqa: E731
     monkeypatch.setattr(hooks, "make_scorer", lambda model, mesh: score)
     splits = run.splits._replace(valid=np.arange(3))
     fake = type("Run", (), {"dataset": dataset, "splits": splits, "model": run.model, "mesh": None})
@@ -86,9 +87,12 @@ def test_rows_of_text_are_weighted_by_their_bytes(run, monkeypatch):
     state = run.model.init(KEY)
     call = _unchecked(hooks.scores)(fake(), KEY, lambda step, values: found.update(values))
     call(1, state)
-    assert found["valid_bits"] == 2.5
-    # Linearised: sum w^2 (x - mean)^2 = 1 * 2.25 + 9 * 0.25, its root over 4.
-    np.testing.assert_allclose(found["valid_bits_se"], np.sqrt(4.5) / 4)
+    # 4 bits for 1 byte, 6 for 3, 9 for an end by itself.
+    assert found["valid_bits_per_byte"] == (4 + 6 + 9) / 4
+    # Of a ratio, linearised: the root of the sum of (bits - mean * bytes)^2, over all bytes.
+    residuals = np.array([4 - 4.75, 6 - 3 * 4.75, 9])
+    np.testing.assert_allclose(found["valid_bits_per_byte_se"], np.linalg.norm(residuals) / 4)
+    assert found["valid_nll"] == 5.0
 
 
 def _unchecked(function):

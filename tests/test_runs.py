@@ -1,5 +1,6 @@
 """The run folder: what it records, whom it belongs to, and how it is opened again."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,8 @@ import genaug
 from genaug import files, runs
 from genaug.config import from_json
 from genaug.data import Data
+from genaug.models.dcgan import DCGAN
+from genaug.nets.adversarial import WassersteinGP
 from genaug.types import UserError
 
 pytest_plugins = ["tiny_run"]
@@ -49,6 +52,33 @@ def test_a_run_is_opened_without_its_data(finished, monkeypatch):
     assert run.spec["image"].shape == (8, 8, 1)
     assert run.spec["label"].num_classes == 10
     assert run.experiment == tiny()
+
+
+def test_a_run_made_on_more_devices_is_opened_on_those_there_are(finished_copy):
+    path = finished_copy / "config.json"
+    config = files.read_json(path)
+    config["mesh"]["data"] = 4096
+    files.write_json(path, config)
+    assert runs.open_run(finished_copy).mesh.size == jax.device_count()
+
+
+def test_a_batch_that_the_family_cannot_take_is_refused_before_anything_is_written(tmp_path):
+    model = DCGAN(
+        generator_features=(8,),
+        discriminator_features=(8,),
+        norm="layer",
+        loss=WassersteinGP(critic_steps=5),
+    )
+    with pytest.raises(UserError, match=r"train.batch-size \d+ does not divide .*critic-steps 5"):
+        runs.prepare(dataclasses.replace(tiny(), model=model), tmp_path / "run", compare=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_a_coverage_of_fewer_samples_than_neighbours_is_refused(samples):
+    train = dataclasses.replace(tiny().train, coverage_samples=samples)
+    with pytest.raises(UserError, match=f"coverage-samples is {samples}; .* use 6 or more, or 0"):
+        runs.check(dataclasses.replace(tiny(), train=train))
 
 
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(finished_copy):

@@ -10,6 +10,9 @@ from jaxtyping import Float
 from genaug.evaluation.distances import distance_blocks, nearest, pair_distances, require_rows
 from genaug.types import UserError
 
+NEIGHBOURS = 5
+"""k of Naeem et al. 2020; a set needs more rows than that."""
+
 
 class ManifoldScores(NamedTuple):
     """How two sets overlap, each seen as a union of balls of k-nearest-neighbour radius.
@@ -32,12 +35,12 @@ class ManifoldScores(NamedTuple):
 
 
 def manifold_scores(
-    real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], k: int = 5
+    real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], k: int = NEIGHBOURS
 ) -> ManifoldScores:
     """Fidelity (precision, density) and variety (recall, coverage) of `synthetic`.
 
     The radius is the distance to the k-th neighbour in the same set, excluding the example itself
-    (Kynkäänniemi et al. 2019, eq. 1-2; Naeem et al. 2020, whose k = 5). All four
+    (Kynkäänniemi et al. 2019, eq. 1-2; Naeem et al. 2020, whose k is `NEIGHBOURS`). All four
     depend on n, m and k: compare at equal sizes. For two sets of one Gaussian, 10k rows each in
     1000 dimensions, they are about .48, .47, 1.06 and .97: perfect is not 1.
 

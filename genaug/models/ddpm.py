@@ -14,7 +14,8 @@ told how (Karras et al. 2022, app. F.2).
 
 Batch: "image" uint8 [n, h, w, c], "label" int32 [n] where conditional.
 Cond:  "index" int32 [n], "label" int32 [n] where conditional, and one value per row of
-       "guidance" float32 [n], "num_steps" int32 [n] (the steps taken from noise to data);
+       "guidance" float32 [n] (where labels are dropped in training) and "num_steps" int32 [n] (the
+       steps taken from noise to data);
        optional, "near" uint8 [n, h, w, c] draws variations of an image, which is noised to
        "strength" float32 [n] in [0, 1] of the steps and taken back (Meng et al. 2022, SDEdit);
        optional, "known" uint8 [n, h, w, c] and "mask" uint8 [n, h, w, 1] keep the image where the
@@ -275,6 +276,11 @@ def _check(config: DDPM) -> None:
     for name, share in shares.items():
         if not 0.0 <= share <= 1.0:
             raise UserError(f"model.{name} is {share}; it must be from 0 to 1.")
+    if config.prediction == "eps" and isinstance(config.schedule, noise.Flow):
+        raise UserError(
+            "model.prediction eps does not go with the schedule Flow, which starts from noise "
+            "alone: knowing eps there says nothing of the image. Use flow, v or x0."
+        )
     if config.guidance != 1.0 and not config.conditional:
         raise UserError(
             f"model.guidance is {config.guidance}, but the model is unconditional: leave it at 1, "
@@ -304,12 +310,11 @@ def _conditions(config: DDPM, spec: Spec, label: LabelSpec | None) -> dict[str, 
     whole = jax.ShapeDtypeStruct((), jnp.int32)
     real = jax.ShapeDtypeStruct((), jnp.float32)
     mask = jax.ShapeDtypeStruct((*image.shape[:2], 1), jnp.uint8)
-    by_class = {}
+    by_class: dict[str, CondField] = {}
     if label is not None:
-        by_class = {
-            "label": CondField(label),
-            "guidance": CondField(real, config.guidance, low=0.0),
-        }
+        by_class["label"] = CondField(label)
+        if config.label_dropout:  # else the network does not know what no label means
+            by_class["guidance"] = CondField(real, config.guidance, low=0.0)
     return {
         **by_class,
         "num_steps": CondField(whole, default=config.num_steps, low=1.0),
@@ -321,7 +326,7 @@ def _conditions(config: DDPM, spec: Spec, label: LabelSpec | None) -> dict[str, 
 
 
 def stratified(key: jax.Array, n: int) -> PerExample:
-    """n values in (0, 1], one in each n-th in random order of strata (Kingma et al. 2021, I.1)."""
+    """n values in (0, 1], one in each n-th, from a random one on (Kingma et al. 2021, I.1)."""
     return 1.0 - (jnp.arange(n) / n + jax.random.uniform(key)) % 1.0
 
 

@@ -80,18 +80,17 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True)
 class EDM:
-    """Noise levels of Karras et al. 2022, table 1, on data scaled to unit variance.
+    """Noise levels of Karras et al. 2022, table 1: spaced by eq. 5, log-normal in training.
 
-    Their x = x0 + s eps with s / sigma_data from `s_min` to `s_max`, spaced by eq. 5 and drawn
-    log-normally in training, here divided by sqrt(1 + s^2): then x_t has unit variance, which is
-    their input scaling c_in, and `prediction="v"` is their network with c_skip and c_out. With
-    sigma_data 0.5 their ln s ~ N(-1.2, 1.2^2) has the mean -1.2 + ln 2 here.
+    Their x = x0 + s eps is here divided by sqrt(1 + s^2), in the place of their input scaling
+    c_in = 1 / sqrt(sigma_data^2 + s^2); `prediction="v"` is in the place of c_skip and c_out.
+    Both are theirs where the data have unit variance (sigma_data 1; theirs is 0.5).
     """
 
-    s_min: float = 0.004
-    s_max: float = 160.0
+    s_min: float = 0.002
+    s_max: float = 80.0
     rho: float = 7.0
-    log_mean: float = -0.5
+    log_mean: float = -1.2
     log_std: float = 1.2
     first: ClassVar[float] = 0.0
 

@@ -91,7 +91,10 @@ class DDIM:
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolver:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2); its first and last steps are first order."""
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2).
+
+    Its first and last steps are first order, and so are those between equal levels.
+    """
 
     stochastic: ClassVar[bool] = False
 
@@ -99,9 +102,9 @@ class DPMSolver:
         """Second order in the log-SNR, from this x0 and the one before."""
         x0 = denoise(step.xt, step.now).x0
         h = _lambda(step.then) - _lambda(step.now)
-        r = (_lambda(step.now) - _lambda(step.before)) / h
-        first_order = step.is_first | (step.then.sigma == 0.0)
-        weight = jnp.where(first_order, 0.0, 0.5 / jnp.where(first_order, 1.0, r))
+        h_before = _lambda(step.now) - _lambda(step.before)
+        first_order = step.is_first | (step.then.sigma == 0.0) | (h_before <= 0.0)
+        weight = jnp.where(first_order, 0.0, 0.5 * h / jnp.where(first_order, 1.0, h_before))
         guess = x0 + over(weight, x0) * (x0 - step.memory)
         # -expm1(-h) = 1 - exp(-h), which is 1 at the last step, where h is infinite.
         x = (
@@ -119,7 +122,7 @@ def _lambda(level: Level) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Heun:
-    """Karras et al. 2022, algorithm 1 without churn: two network calls a step, the last one.
+    """Karras et al. 2022, algorithm 1 without churn: two network calls a step.
 
     The ODE is integrated in the coordinates of the straight path, x / (alpha + sigma) against
     tau = sigma / (alpha + sigma), where its slope is eps - x0 and both ends are finite.
@@ -185,4 +188,5 @@ def run(
         active = over((remaining > 0) & (remaining <= start), x)
         return jnp.where(active, new, x), jnp.where(active, x0, memory)
 
-    return lax.fori_loop(0, jnp.max(num_steps), body, (x, jnp.zeros_like(x)))[0]
+    first = jnp.min(num_steps - start)
+    return lax.fori_loop(first, jnp.max(num_steps), body, (x, jnp.zeros_like(x)))[0]

@@ -198,7 +198,7 @@ class Transformer(nn.Module):
         else:
             for i in range(self.num_layers):
                 x, _ = _remat(self.layer)(self.layer, train, name=f"layer_{i}")(x, mask, rotation)
-        x = _norm(self.layer, "norm")(x)
+        x = _norm(self.layer, "norm", x)
         if self.tie_embeddings:
             kernel = embed.embedding.T
         else:
@@ -252,7 +252,7 @@ class _Block(nn.Module):
         def dropped(h: Array) -> Array:
             return nn.Dropout(layer.dropout, deterministic=not self.train)(h)
 
-        h = _norm(layer, "attention_norm")(x)
+        h = _norm(layer, "attention_norm", x)
         qkv = dense((heads + 2 * groups) * (dim // heads), "qkv")(h)
         qkv = qkv.reshape(n, count, heads + 2 * groups, dim // heads)
         q, k, v = jnp.split(qkv, [heads, heads + groups], axis=2)
@@ -268,7 +268,7 @@ class _Block(nn.Module):
             )
             y = attend_heads(q, *cache, mask).transpose(0, 2, 1, 3)
         x = x + dropped(dense(dim, "out", residual_init)(y.reshape(x.shape)))
-        h = _norm(layer, "mlp_norm")(x)
+        h = _norm(layer, "mlp_norm", x)
         if layer.activation == "swiglu":
             gate, up = jnp.split(dense(2 * layer.mlp_dim, "mlp_in")(h), 2, axis=-1)
             h = nn.silu(gate) * up  # Shazeer 2020, eq. 6
@@ -282,11 +282,17 @@ def _remat(layer: Layer) -> Any:
     return nn.remat(_Block) if layer.remat else _Block
 
 
-def _norm(layer: Layer, name: str) -> nn.Module:
-    """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019), statistics in float32."""
+def _norm(layer: Layer, name: str, x: Array) -> Array:
+    """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019) in the dtype of x.
+
+    Statistics are float32 all the same.
+    """
     if layer.norm == "rms":
-        return nn.RMSNorm(layer.epsilon, name=name)
-    return nn.LayerNorm(layer.epsilon, use_bias=layer.use_bias, use_fast_variance=False, name=name)
+        return nn.RMSNorm(layer.epsilon, dtype=x.dtype, name=name)(x)
+    norm = nn.LayerNorm(
+        layer.epsilon, x.dtype, use_bias=layer.use_bias, use_fast_variance=False, name=name
+    )
+    return norm(x)
 
 
 def residual_scale(num_layers: int) -> float:

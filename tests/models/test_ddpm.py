@@ -304,7 +304,7 @@ def test_every_combination_trains_scores_and_draws(changes, key):
 
 
 def test_the_cifar_preset_takes_updates_on_made_up_images(key):
-    """The shape and the depth of the preset, at an eighth of its width."""
+    """Its shape, resolutions and attention, at an eighth of its width and half of its depth."""
     import importlib.util
     from pathlib import Path
 
@@ -318,7 +318,7 @@ def test_the_cifar_preset_takes_updates_on_made_up_images(key):
     assert 35e6 < sum(leaf.size for leaf in jax.tree.leaves(whole.ema)) < 45e6
     net = dataclasses.replace(config.net, features=(16, 32, 32, 32), num_blocks=1, groups=4)
     model, mesh = dataclasses.replace(config, net=net).make(shape), make_mesh(Mesh(data=2))
-    run = parallel.compile_steps(model.step, mesh)
+    run = parallel.compile_steps(model.step, mesh, parallel.abstract(model.init, mesh))
     generator = np.random.default_rng(0)
     stack = {
         "image": generator.integers(0, 256, (2, 4, 32, 32, 3)).astype(np.uint8),
@@ -338,6 +338,7 @@ def test_the_cifar_preset_takes_updates_on_made_up_images(key):
         ({"guidance": 2.0, "label_dropout": 0.0}, "label-dropout 0 never shows"),
         ({"label_dropout": 1.5}, "model.label-dropout is 1.5; it must be from 0 to 1"),
         ({"num_levels": 1}, "model.num-levels is 1"),
+        ({"schedule": Flow()}, "prediction eps does not go with the schedule Flow"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
@@ -350,3 +351,6 @@ def test_classes_that_the_data_lacks_are_refused():
         CONFIG.make({"image": SPEC["image"]})
     unconditional = dataclasses.replace(CONFIG, conditional=False).make(SPEC)
     assert {"label", "guidance"}.isdisjoint(unconditional.cond)
+    always = dataclasses.replace(CONFIG, label_dropout=0.0).make(SPEC)
+    assert "label" in always.cond
+    assert "guidance" not in always.cond, "the net was never without a label"

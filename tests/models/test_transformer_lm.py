@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import importlib.util
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -408,6 +410,50 @@ def test_gpt2_has_gpt2_s_shapes(key):
     with torch.device("meta"):
         theirs = hf.GPT2LMHeadModel(hf.GPT2Config())
     assert sum(p.numel() for p in theirs.parameters()) == 124_439_808
+
+
+def gpt2_preset():
+    path = Path(__file__).parents[2] / "experiments" / "gpt2.py"
+    spec = importlib.util.spec_from_file_location("gpt2", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.config()
+
+
+def test_the_gpt2_preset_traces_whole_and_takes_updates_at_an_eighth_of_its_width(key):
+    """Rows of 1,024 + 1 made-up tokens of its vocabulary, its 12 layers looped, in bfloat16."""
+    preset, spec = gpt2_preset(), spec_of(0, 1024 + 1, 50_256)
+    rows = {name: jax.ShapeDtypeStruct((2, *one.shape), one.dtype) for name, one in spec.items()}
+    whole = preset.model.make(spec)
+    _, metrics = jax.eval_shape(whole.step, jax.eval_shape(whole.init, key), rows, key)
+    assert metrics["loss"].dtype == jnp.float32
+    model = dataclasses.replace(preset.model, embed_dim=96).make(spec)
+    tokens = np.random.default_rng(0).integers(0, 50_256, (2, 1025), np.int32)
+    batch = {
+        "tokens": jnp.asarray(tokens),
+        "segments": jnp.ones((2, 1025), jnp.int32),
+        "num_bytes": jnp.full(2, 4000, jnp.int32),
+    }
+    state = jax.jit(model.init)(key)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.ema)} == {"float32"}
+    step, losses = jax.jit(model.step, donate_argnums=0), []
+    for i in range(2):
+        state, metrics = step(state, batch, jax.random.fold_in(key, i))
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses, np.log(50_257), rtol=0.02)
+
+
+def test_text_is_written_in_bfloat16_from_looped_layers(key):
+    model, weights, sample = made(dtype="bfloat16", scan_layers=True, remat=True)
+    rows = sample(weights, key, cond_of(range(4)))
+    exact, exact_weights, _ = made(scan_layers=True, remat=True)
+    assert rows["tokens"].shape == (4, LENGTH)
+    scores = [
+        jax.jit(m.score)(w, batch(), key)["nll"]
+        for m, w in ((model, weights), (exact, exact_weights))
+    ]
+    np.testing.assert_allclose(*scores, rtol=0.05)  # bfloat16 has 8 bits
+    assert np.abs(scores[0] - scores[1]).max() > 0
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,40 @@ def test_ddim_at_eta_one_is_ancestral():
     )
 
 
+def test_dpm_solver_passes_levels_that_are_equal():
+    """The cosine's levels above t = 0.999 are one level: a step between two of them is no step."""
+    x = start(Cosine(), 2000)
+    many = draw(DPMSolver(), Cosine(), 1500, x)
+    assert np.isfinite(many).all()
+    np.testing.assert_allclose(many, draw(DPMSolver(), Cosine(), 500, x), atol=0.05)
+
+
+def test_what_is_drawn_beside_a_known_part_fits_it(key):
+    """Of two Gaussians with correlation 0.9 the first is known: the second follows it."""
+    n, rho, known = 4000, 0.9, 1.5
+    covariance = jnp.array([[1.0, rho], [rho, 1.0]])
+
+    def denoise(xt, level):
+        noisy = level.alpha[0] ** 2 * covariance + level.sigma[0] ** 2 * jnp.eye(2)
+        return samplers.Denoised(xt @ (level.alpha[0] * jnp.linalg.solve(noisy, covariance)))
+
+    def constrain(x, level, keys):
+        eps = jax.vmap(jax.random.normal)(keys)
+        return x.at[:, 0].set(level.alpha * known + level.sigma * eps)
+
+    x, keys = jax.random.normal(key, (n, 2)), jax.random.split(key, n)
+    steps = jnp.full(n, 200)
+    run = lambda **options: samplers.run(  # noqa: E731
+        Ancestral(), Linear(), denoise, x, steps, keys, **options
+    )
+    free, held = jax.jit(run)(), jax.jit(lambda: run(constrain=constrain))()
+    np.testing.assert_allclose(np.corrcoef(free.T)[0, 1], rho, atol=0.03)
+    np.testing.assert_allclose(held[:, 0], known)
+    # Replacing is an approximation (Lugmayr et al. 2022, section 4.1): the rest leans the right way
+    assert abs(float(jnp.mean(free[:, 1]))) < 0.1
+    assert 0.5 * rho * known < float(jnp.mean(held[:, 1])) < 1.1 * rho * known
+
+
 @pytest.mark.parametrize("sampler", [Ancestral(), DDIM(), DPMSolver(), Heun()], ids=str)
 def test_every_row_takes_its_own_number_of_steps(schedule, sampler):
     x = start(schedule, 6)

@@ -9,34 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
+from genaug.models.transformer_lm import _net, gpt2
 from genaug.nets import transformer
-from genaug.nets.transformer import Layer, Transformer
+from genaug.types import TokenSpec
 
 VOCAB, CONTEXT, DIM, DEPTH = 101, 16, 32, 2
 
-GPT2 = Transformer(
-    layer=Layer(
-        num_heads=2,
-        num_kv_heads=2,
-        mlp_dim=4 * DIM,
-        activation="gelu",
-        norm="layer",
-        epsilon=1e-5,
-        use_bias=True,
-        dropout=0.0,
-        residual_scale=0.5,
-        remat=False,
-    ),
-    num_layers=DEPTH,
-    vocab_size=VOCAB,
-    context=CONTEXT,
-    embed_dim=DIM,
-    positions="learned",
-    rope_base=10_000.0,
-    tie_embeddings=True,
-    scan_layers=False,
-    dtype="float32",
+GPT2 = _net(
+    dataclasses.replace(gpt2(), num_layers=DEPTH, num_heads=2, embed_dim=DIM),
+    TokenSpec(CONTEXT + 1, VOCAB - 1),
 )
 LLAMA = GPT2.clone(
     layer=dataclasses.replace(
@@ -328,6 +311,32 @@ def test_dropout_is_on_the_embeddings_and_twice_in_each_layer_each_its_own(key):
     np.testing.assert_allclose(masks.mean(axis=(1, 2, 3)), 0.5, atol=close)
     for one, other in itertools.combinations(masks, 2):
         np.testing.assert_allclose(np.mean(one == other), 0.5, atol=close)
+
+
+def products(jaxpr):
+    """The dtypes that are multiplied in a program, in loops and calls too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield {value.aval.dtype.name for value in equation.invars}
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("looped", [False, True])
+@pytest.mark.parametrize("kind", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_bfloat16_layers_multiply_in_bfloat16(kind, looped):
+    net = kind.clone(
+        dtype="bfloat16", scan_layers=looped, layer=dataclasses.replace(kind.layer, remat=looped)
+    )
+    tokens = some_tokens()
+    mask = one_document(tokens)
+    params = jax.jit(net.init)(jax.random.key(0), tokens, mask)
+    program = jax.make_jaxpr(lambda params: net.apply(params, tokens, mask)[0])(params)
+    assert program.out_avals[0].dtype == jnp.float32
+    found = list(products(program.jaxpr))
+    assert len(found) > 4
+    assert all(dtypes == {"bfloat16"} for dtypes in found), found
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 def test_bfloat16_is_near_float32_with_float32_parameters_and_logits():
