@@ -8,13 +8,13 @@ validation and test images, for several halves; the other half is the real-vs-re
 same n. Features are those of a classifier trained on the training split; labels are read by another
 that saw only held-out images, trained on the half that is not compared, and its accuracy on the
 training images is what a perfect generator would score. Ratios are value / floor; the spread is the
-standard deviation over halves. `--write` puts the table into QUALITY.md.
+standard deviation over halves. `--write` puts the rows into QUALITY.md, where those of other runs
+stay.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,10 @@ from genaug.transforms.images import Warp
 HALVES = 5
 NEIGHBOURS = 5
 RESULTS = Path(__file__).with_name("QUALITY.md")
-HEAD = "| run | Fréchet ÷ floor | coverage ÷ floor | label agreement, % | of real images, % |"
+HEAD = (
+    "| run | Fréchet ÷ floor | coverage ÷ floor | label agreement, % | of real images, % "
+    "| measured on |"
+)
 
 
 class Quality(NamedTuple):
@@ -149,6 +152,7 @@ def row(name: str, quality: Quality) -> str:
     cells = [
         Path(name).name.replace("@", ", "),
         *(cell(*f) for f in figures),
+        f"{platform.machine()}, jax {jax.__version__}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -160,22 +164,35 @@ def main() -> None:
     arguments.add_argument("--write", action="store_true", help="write QUALITY.md")
     options = arguments.parse_args()
     parallel.use_cpu_cores_as_devices()
+    print(HEAD, flush=True)
+    cache: dict[str, Any] = {}
+    rows = []
+    for name in options.runs:
+        rows.append(row(name, measure(name, cache)))
+        print(rows[-1], flush=True)
+    if options.write:
+        RESULTS.write_text(table(rows, RESULTS), encoding="utf-8")
+
+
+def table(rows: list[str], path: Path) -> str:
+    """The page with these rows, and those of other runs that are in the file already."""
+
+    def name(line: str) -> str:
+        return line.split("|")[1].strip()
+
+    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    kept = [line for line in known if line.startswith("| ") and line != HEAD]
+    merged = {name(line): line for line in [*kept, *rows]}
     lines = [
         "# Quality of samples",
         "",
-        f"`python -m benchmarks.quality`: 1,000 samples, {HALVES} halves, mean ± sd; "
-        f"{os.cpu_count()} cores ({platform.machine()}), jax {jax.__version__}.",
+        f"`python -m benchmarks.quality --write`: 1,000 samples, {HALVES} halves, mean ± sd.",
         "",
         HEAD,
-        "|---" * HEAD.count(" |") + "|",
+        "|---" * (HEAD.count("|") - 1) + "|",
+        *(merged[key] for key in sorted(merged)),
     ]
-    print(HEAD, flush=True)
-    cache: dict[str, Any] = {}
-    for name in options.runs:
-        lines.append(row(name, measure(name, cache)))
-        print(lines[-1], flush=True)
-    if options.write:
-        RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

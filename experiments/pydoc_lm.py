@@ -5,7 +5,7 @@
     genaug sample runs/pydoc_lm --n 5 --prompt "The with statement" --temperature 0.8
 
 The 79 topics that `help()` knows, 465 kB that ship with Python; the last tenth of every topic is
-held out, and scored with what stands before it in its topic as context. The 2,048 tokens are pieces
+held out, and scored with what stands before it in its topic as context. The 1,024 tokens are pieces
 of words that the training text gives.
 """
 
@@ -22,26 +22,26 @@ def config() -> Experiment:
     """The full run."""
     return Experiment(
         name="pydoc_lm",
-        data=TextData(source="pydoc_topics", holdout="tail", tokenizer="bpe:2048", context=256),
+        data=TextData(source="pydoc_topics", holdout="tail", tokenizer="bpe:1024", context=512),
         model=TransformerLM(
             num_layers=6,
             num_heads=4,
             embed_dim=256,
-            dropout=0.2,
+            dropout=0.4,
             optimizer=Adam(
                 learning_rate=1e-3,
                 b2=0.99,
                 weight_decay=0.1,
                 clip_norm=1.0,
                 warmup_steps=100,
-                decay_steps=2800,
+                decay_steps=2000,
             ),
         ),
         train=Train(
-            num_steps=2800,
-            batch_size=8,
-            evaluate_every=400,
-            sample_every=1400,
+            num_steps=2000,
+            batch_size=4,
+            evaluate_every=500,
+            sample_every=1000,
             checkpoint_every=200,
         ),
     )

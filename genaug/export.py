@@ -186,6 +186,7 @@ class Bundle:
         def column(name: str, field: CondField) -> jax.Array:
             if name in cond:
                 return jnp.asarray(cond[name], field.spec.dtype)
+            assert field.default is not None, "check_cond has seen to it"
             return jnp.full((rows, *field.spec.shape), field.default, field.spec.dtype)
 
         full = {name: column(name, field) for name, field in read.items()}

@@ -131,6 +131,29 @@ def test_conditions_that_a_text_model_cannot_take_are_refused(
     assert not (tmp_path / "no.jsonl").exists()
 
 
+def test_a_text_of_a_class_is_drawn_by_its_name(run_cli, text_file, tmp_path, capsys):
+    for name, letter in (("cats", "a"), ("dogs", "b")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for count in (200, 201):
+            (tmp_path / "pets" / name / f"{count}.txt").write_text(letter * count)
+    trained, out = tmp_path / "pets_run", tmp_path / "drawn.jsonl"
+    arguments = ["--data.source", "pets", "--data.conditional", "--data.packing", "whole"]
+    arguments += ["--data.holdout", "texts", "--data.too-long", "split", "--data.context", "15"]
+    arguments += ["--data.valid-fraction", "0.5", "--model.embed-dim", "16", "--train.num-steps"]
+    arguments += ["60", "--train.batch-size", "2", "--model.optimizer.learning-rate", "0.02"]
+    arguments += ["--model.optimizer.warmup-steps", "0", "--model.ema-decay", "0.5"]
+    assert run_cli("train", text_file, "--run-dir", trained, "--quiet", *arguments) == 0
+    for name in ("cats", "dogs"):
+        assert run_cli("sample", trained, "--class", name, "--n", 4, "--out", out) == 0
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [line["label"] for line in lines] == [name] * 4
+        texts = "".join(line["text"] for line in lines)
+        assert texts.count("a" if name == "cats" else "b") > 0.8 * len(texts) > 0, texts
+        out.unlink()
+    assert run_cli("sample", trained, "--class", "cow", "--out", out) == 2
+    assert "cow" in capsys.readouterr().err
+
+
 def test_a_comparison_of_texts_is_refused_and_samples_are_shown_while_training(
     run_cli, text_file, base, tmp_path, capsys
 ):

@@ -1,6 +1,7 @@
 """Mode coverage by class, and weighted validation scores."""
 
 import dataclasses
+import json
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,18 @@ def test_a_class_that_collapses_is_seen_in_its_own_figure(run):
     by_class = [value for name, value in found.items() if name != "coverage"]
     assert len(by_class) == 10
     np.testing.assert_allclose(found["coverage"], np.mean(by_class))
+
+
+def test_coverage_is_logged_class_by_class_while_training(tmp_path, run_cli, experiment_file):
+    options = ["--train.coverage-samples", "12", "--run-dir", tmp_path / "run", "--quiet"]
+    assert run_cli("train", experiment_file, *options) == 0
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    seen = {line["step"]: line for line in lines if "coverage" in line}
+    assert list(seen) == [10, 20]
+    for line in seen.values():
+        by_class = [line[f"coverage_{c}"] for c in range(10)]
+        assert all(0 <= value <= 1 for value in by_class)
+        np.testing.assert_allclose(line["coverage"], np.mean(by_class))
 
 
 def test_the_figure_is_the_coverage_of_that_many_training_images(run):

@@ -167,7 +167,9 @@ def test_files_that_are_none(tmp_path):
     path.write_text("{}")
     with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer\.json of Hugging Face"):
         read_tokenizer(str(path))
-    with pytest.raises(UserError, match=r"--data\.tokenizer is 'byte'.*expected bytes or the path"):
+    with pytest.raises(
+        UserError, match=r"--data\.tokenizer is 'byte'.*expected bytes, bpe:N or the"
+    ):
         read_tokenizer("byte")
     assert read_tokenizer("bytes") == Bytes()
 
