@@ -89,7 +89,7 @@ def conditions_to_json(read: Mapping[str, CondField]) -> dict[str, Any]:
     """Conditions as JSON: a spec, and a default and bounds where there are any."""
     specs = spec_to_json({name: field.spec for name, field in read.items()})
 
-    def stated(field: CondField) -> dict[str, float]:
+    def stated(field: CondField) -> dict[str, Any]:
         bounds = {"low": field.low, "high": field.high}
         found = {name: value for name, value in bounds.items() if math.isfinite(value)}
         return found if field.default is None else {"default": field.default, **found}

@@ -1,19 +1,16 @@
 """Devices: the mesh, where arrays live on it, and functions compiled over it.
 
-Nothing else in the house knows about devices. The mesh has two axes, "data" and "fsdp". The rows of
-a batch are split over both. States are copied along "data", and along "fsdp" each large array is
-split (fully sharded data parallelism, Rajbhandari et al. 2020, ZeRO stage 3): a layer's parameters
-are gathered where they are used, and each device updates its share. Values do not depend on the
-number of devices, up to the rounding of sums taken in another order.
+Nothing else in the house knows about devices. The mesh has one axis, "data": states and weights are
+whole on every device, batches are split along it. Values do not depend on the number of devices,
+up to the rounding of sums taken in another order.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +20,15 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from genaug.types import Batch, Metrics, State, UserError, Weights
 
+DeviceMesh = jax.sharding.Mesh
+"""The devices that share the work; the rest of the house hands it on without looking inside."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """How the devices share the work: their number is data times fsdp."""
+    """How many devices share the work."""
 
-    data: int = -1  # groups of devices with a copy of the state each; -1 = as many as there are
-    fsdp: int = 1  # devices over which a copy's large arrays are split
-    min_split: int = 2**14  # elements; smaller arrays are whole on every device
-
-
-class DeviceMesh(NamedTuple):
-    """The devices that share the work, and how; the rest of the house hands it on."""
-
-    mesh: jax.sharding.Mesh
-    min_split: int
-
-    @property
-    def size(self) -> int:
-        """How many devices there are: rows are split over all of them."""
-        return self.mesh.size
-
-
-ROWS = ("data", "fsdp")
-"""The axes that the rows of a batch are split over."""
+    data: int = -1  # devices over which a batch is split; -1 = all
 
 
 def use_cpu_cores_as_devices() -> None:
@@ -65,27 +47,14 @@ def use_cpu_cores_as_devices() -> None:
 def make_mesh(config: Mesh) -> DeviceMesh:
     """The mesh a config asks for; refused when the machine has fewer devices."""
     available = jax.device_count()
-    if not 1 <= config.fsdp <= available:
+    num_devices = available if config.data == -1 else config.data
+    if not 1 <= num_devices <= available:
         raise UserError(
-            f"mesh.fsdp is {config.fsdp}, but this machine has {available} device(s): "
-            f"use a number from 1 to {available}."
+            f"mesh.data is {config.data}, but this machine has {available} device(s): "
+            f"use --mesh.data -1 for all of them, or a number from 1 to {available}."
         )
-    most = available // config.fsdp
-    data = most if config.data == -1 else config.data
-    if not 1 <= data <= most:
-        each = f" and mesh.fsdp is {config.fsdp}" if config.fsdp > 1 else ""
-        raise UserError(
-            f"mesh.data is {config.data}, but this machine has {available} device(s){each}: "
-            f"use --mesh.data -1 for all of them, or a number from 1 to {most}."
-        )
-    if config.data == -1 and available % config.fsdp:
-        raise UserError(
-            f"mesh.fsdp {config.fsdp} does not divide the machine's {available} devices: use a "
-            f"divisor, or --mesh.data {data} to leave {available - data * config.fsdp} idle."
-        )
-    devices = np.array(jax.devices()[: data * config.fsdp]).reshape(data, config.fsdp)
-    mesh = jax.sharding.Mesh(devices, ROWS, axis_types=(AxisType.Auto,) * 2)
-    return DeviceMesh(mesh, config.min_split)
+    devices = np.array(jax.devices()[:num_devices])
+    return jax.sharding.Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
 
 def check_batch_size(batch_size: int, mesh: DeviceMesh) -> None:
@@ -100,29 +69,16 @@ def check_batch_size(batch_size: int, mesh: DeviceMesh) -> None:
 
 
 def _replicated(mesh: DeviceMesh) -> NamedSharding:
-    return NamedSharding(mesh.mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def _split(mesh: DeviceMesh, axis: int = 0) -> NamedSharding:
-    return NamedSharding(mesh.mesh, PartitionSpec(*[None] * axis, ROWS))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def _place(shape: tuple[int, ...], mesh: DeviceMesh) -> NamedSharding:
-    """Where an array of the state lives: split along its largest axis that "fsdp" divides.
-
-    One that is small, or that "fsdp" does not divide, is whole on every device.
-    """
-    parts = mesh.mesh.shape["fsdp"]
-    axes = [axis for axis, length in enumerate(shape) if length % parts == 0]
-    if parts == 1 or not axes or math.prod(shape) < mesh.min_split:
-        return _replicated(mesh)
-    axis = max(axes, key=lambda axis: shape[axis])
-    return NamedSharding(mesh.mesh, PartitionSpec(*[None] * axis, "fsdp"))
-
-
-def place(state: State, mesh: DeviceMesh) -> State:
-    """A state that lies elsewhere, on the devices as training wants it."""
-    return jax.device_put(state, jax.tree.map(lambda leaf: _place(leaf.shape, mesh), state))
+def replicate(tree: Any, mesh: DeviceMesh) -> Any:
+    """A copy of every array on every device."""
+    return jax.device_put(tree, _replicated(mesh))
 
 
 def split_rows(batch: Any, mesh: DeviceMesh, axis: int = 0) -> Any:
@@ -133,39 +89,30 @@ def split_rows(batch: Any, mesh: DeviceMesh, axis: int = 0) -> Any:
 def abstract(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> State:
     """The state's shapes, dtypes and places, without computing it: a template to restore into."""
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
-    return jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=_place(s.shape, mesh)), shapes
-    )
-
-
-def _places(template: State) -> Any:
-    return jax.tree.map(lambda leaf: leaf.sharding, template)
+    whole = _replicated(mesh)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes)
 
 
 def compile_init(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> Callable:
-    """`init(key)`, its state made in place on the devices."""
-    return jax.jit(init, out_shardings=_places(abstract(init, mesh)))
+    """`init(key)`, its state made in place on every device."""
+    return jax.jit(init, out_shardings=_replicated(mesh))
 
 
 def compile_steps(
-    step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]],
-    mesh: DeviceMesh,
-    template: State,
+    step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]], mesh: DeviceMesh
 ) -> Callable[[State, Batch, jax.Array, int], tuple[State, Metrics]]:
     """K steps as one program: `(state, stack of K batches, key, first step) -> (state, metrics)`.
 
-    The state is donated; it comes and stays where the leaves of `template` (`abstract`) say. Step i
-    draws its randomness from `fold_in(key, first + i)` and the metrics are means over the K steps.
+    The state is donated. Step i draws its randomness from `fold_in(key, first + i)` and the
+    metrics are means over the K steps.
     """
-    places = _places(template)
 
     def run(
         state: State, batches: Batch, key: jax.Array, first: int | jax.Array
     ) -> tuple[State, Metrics]:
         def one(state: State, step_and_batch: tuple[jax.Array, Batch]) -> tuple[State, Metrics]:
             index, batch = step_and_batch
-            state, metrics = step(state, batch, jax.random.fold_in(key, index))
-            return lax.with_sharding_constraint(state, places), metrics
+            return step(state, batch, jax.random.fold_in(key, index))
 
         count = jax.tree.leaves(batches)[0].shape[0]
         state, metrics = lax.scan(one, state, (first + jnp.arange(count), batches))
@@ -175,20 +122,17 @@ def compile_steps(
     return jax.jit(
         run,
         donate_argnums=0,
-        in_shardings=(places, split, whole, whole),
-        out_shardings=(places, whole),
+        in_shardings=(whole, split, whole, whole),
+        out_shardings=(whole, whole),
     )
 
 
 def compile_rows(
     function: Callable[[Weights, jax.Array, Batch], Any], mesh: DeviceMesh
 ) -> Callable[..., Any]:
-    """A function of rows, `(weights, key, rows) -> rows`, with its rows split over the devices.
-
-    The weights are used where they lie.
-    """
+    """A function of rows, `(weights, key, rows) -> rows`, with its rows split over the devices."""
     whole, split = _replicated(mesh), _split(mesh)
-    return jax.jit(function, in_shardings=(None, whole, split), out_shardings=split)
+    return jax.jit(function, in_shardings=(whole, whole, split), out_shardings=split)
 
 
 def compile_replicas(
@@ -206,9 +150,9 @@ def compile_replicas(
 
     mapped = jax.shard_map(
         on_each_device,
-        mesh=mesh.mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
-        out_specs=PartitionSpec(ROWS),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        out_specs=PartitionSpec("data"),
         check_vma=False,
     )
     return jax.jit(mapped)

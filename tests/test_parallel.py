@@ -21,35 +21,13 @@ PACKAGE = Path(genaug.__file__).parent
 def test_a_mesh_has_the_devices_asked_for(asked, made):
     mesh = make_mesh(Mesh(data=asked))
     assert mesh.size == made
-    assert dict(mesh.mesh.shape) == {"data": made, "fsdp": 1}
-
-
-@pytest.mark.parametrize("data, fsdp, made", [(-1, 8, (1, 8)), (-1, 2, (4, 2)), (3, 2, (3, 2))])
-def test_a_mesh_splits_each_copy_of_the_state(data, fsdp, made):
-    assert tuple(make_mesh(Mesh(data=data, fsdp=fsdp)).mesh.shape.values()) == made
+    assert mesh.axis_names == ("data",)
 
 
 @pytest.mark.parametrize("asked", [0, -2, 9, 1000])
 def test_a_mesh_that_the_machine_has_not_is_refused(asked):
     with pytest.raises(UserError, match=f"mesh.data is {asked}, .* 8 device.* number from 1 to 8"):
         make_mesh(Mesh(data=asked))
-
-
-@pytest.mark.parametrize(
-    "asked, message",
-    [
-        (Mesh(fsdp=0), "mesh.fsdp is 0, .* number from 1 to 8"),
-        (Mesh(fsdp=9), "mesh.fsdp is 9, .* 8 device"),
-        (
-            Mesh(fsdp=3),
-            "mesh.fsdp 3 does not divide .* 8 devices: .* --mesh.data 2 to leave 2 idle",
-        ),
-        (Mesh(data=5, fsdp=2), "mesh.data is 5, .* mesh.fsdp is 2: .* number from 1 to 4"),
-    ],
-)
-def test_a_mesh_that_does_not_divide_the_devices_is_refused(asked, message):
-    with pytest.raises(UserError, match=message):
-        make_mesh(asked)
 
 
 @pytest.mark.parametrize("batch_size", [-3, 0, 1, 5, 7, 9, 63, 65])
@@ -84,8 +62,8 @@ def test_compiled_steps_are_the_loop_and_its_mean_metrics(num_devices):
         value = jnp.mean(batch["x"]) + jax.random.normal(key)
         return state + value, {"value": value, "state": state}
 
-    state = parallel.place(jnp.float32(1.0), mesh)
-    program = parallel.compile_steps(step, mesh, state)
+    program = parallel.compile_steps(step, mesh)
+    state = parallel.replicate(jnp.float32(1.0), mesh)
     state, metrics = program(state, parallel.split_rows(stack, mesh, axis=1), key, 40)
     expected, values, states = jnp.float32(1.0), [], []
     for i in range(3):
@@ -120,26 +98,6 @@ def test_a_function_of_rows_gives_its_rows_in_order(num_devices):
     program = parallel.compile_rows(lambda w, key, rows: {"y": w * rows["x"]}, mesh)
     x = np.arange(16, dtype=np.float32)
     np.testing.assert_array_equal(program(2.0, jax.random.key(0), {"x": x})["y"], 2 * x)
-
-
-def test_large_arrays_are_split_along_their_largest_axis_that_divides():
-    mesh = make_mesh(Mesh(data=2, fsdp=4, min_split=64))
-
-    def init(key):
-        shapes = {"wide": (4, 64), "tall": (3, 64, 6), "odd": (31, 3), "small": (8, 4), "n": ()}
-        return {name: jnp.zeros(shape) for name, shape in shapes.items()}
-
-    state = parallel.compile_init(init, mesh)(jax.random.key(0))
-    held = {name: value.addressable_shards[0].data.shape for name, value in state.items()}
-    assert held == {"wide": (4, 16), "tall": (3, 16, 6), "odd": (31, 3), "small": (8, 4), "n": ()}
-    assert all(len(value.sharding.device_set) == 8 for value in state.values())
-
-
-@pytest.mark.parametrize("fsdp, factor", [(1, 1), (2, 2), (8, 8)])
-def test_a_device_s_share_of_the_state_falls_with_fsdp(fsdp, factor):
-    mesh = make_mesh(Mesh(fsdp=fsdp))
-    template = parallel.abstract(lambda key: jnp.zeros((256, 384)), mesh)
-    assert template.sharding.shard_shape(template.shape) == (256, 384 // factor)
 
 
 def test_a_template_has_the_shapes_of_the_state_and_computes_nothing():
