@@ -6,9 +6,9 @@
 Flow matching with a U-Net of 14 and 7 patches of 2x2 pixels. 3,000 training images are few: 30 % of
 them are warped, and the network is told how (Karras et al. 2022), so samples are upright.
 
-One core (x86-64), 99 minutes beside other work on the machine; both cores take 0.41 s an update, so
-55 minutes. One run; `python -m benchmarks.quality`, 1,000 samples, 5 halves of the held-out images,
-mean ± sd:
+One core (x86-64), 99 minutes beside other work on the machine. Both cores by themselves take 20 to
+25 s for 50 updates (200 watched), 57 minutes at that pace. One run; `python -m benchmarks.quality`,
+1,000 samples, 5 halves of the held-out images, mean ± sd:
     25 steps                    Fréchet distance 1.47 ± 0.17 times the floor, coverage 0.97 ± 0.01
                                 of it, label agreement 96.9 ± 0.3 % (of real images 97.8 ± 0.2 %)
     25 steps, guidance 1.25     1.64 ± 0.12, 0.97 ± 0.01, 99.1 ± 0.1 %
