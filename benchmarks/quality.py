@@ -26,12 +26,11 @@ import numpy as np
 from genaug import parallel, runs
 from genaug.evaluation import classifier
 from genaug.evaluation.frechet import frechet_distance
-from genaug.evaluation.manifold import manifold_scores
+from genaug.evaluation.manifold import NEIGHBOURS, manifold_scores
 from genaug.sampling import make_sampler
 from genaug.transforms.images import Warp
 
 HALVES = 5
-NEIGHBOURS = 5
 RESULTS = Path(__file__).with_name("QUALITY.md")
 HEAD = (
     "| run | Fréchet ÷ floor | coverage ÷ floor | label agreement, % | of real images, % "
