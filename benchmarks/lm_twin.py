@@ -228,7 +228,7 @@ def main() -> None:
         "# A language model in genaug and in PyTorch",
         "",
         f"`python -m benchmarks.lm_twin`: {options.seeds} seeds, {options.num_steps} updates of "
-        f"{BATCH} rows of {CONTEXT}; {os.cpu_count()} cores ({platform.machine()}), "
+        f"{BATCH} rows of {CONTEXT}; {len(os.sched_getaffinity(0))} core(s) ({platform.machine()}), "
         f"jax {jax.__version__}, torch {torch.__version__}.",
         "",
         "| | held-out bits per byte (mean ± sd over seeds) |",
