@@ -131,7 +131,7 @@ def devices() -> Pair:
     def runner(count: int) -> Callable[[], object]:
         mesh = parallel.make_mesh(parallel.Mesh(data=count))
         state = parallel.compile_init(model.init, mesh)(jax.random.key(0))
-        run = parallel.compile_steps(model.step, mesh)
+        run = parallel.compile_steps(model.step, mesh, parallel.abstract(model.init, mesh))
         holder = [state]
 
         def call() -> object:

@@ -60,13 +60,13 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--run-dir", type=Path, help="where results go (default: runs/NAME)")
         sub.add_argument("--from-run", type=Path, help="take the config of this run folder")
-    sample = command("sample", "draw images from a run folder's trained model")
+    sample = command("sample", "draw samples from a run folder's trained model")
     sample.add_argument("run", type=Path, help="a run folder")
     sample.add_argument("--class", dest="class_name", help="class name (default: all, in turn)")
-    sample.add_argument("--n", type=int, default=100, help="how many images (default 100)")
+    sample.add_argument("--n", type=int, default=100, help="how many samples (default 100)")
     sample.add_argument("--out", type=Path, help="a folder of PNGs, or a file.npz")
-    sample.add_argument("--seed", type=int, default=0, help="another seed, other images")
-    sample.add_argument("--first", type=int, default=0, help="address of the first image")
+    sample.add_argument("--seed", type=int, default=0, help="another seed, other samples")
+    sample.add_argument("--first", type=int, default=0, help="address of the first sample")
     sample.epilog = (
         "What the model's sampler reads is an option too: --temperature 0.8, --guidance 2, "
         "--near IMAGE [--toward IMAGE]. One that it does not read is answered with those it does. "

@@ -1,16 +1,23 @@
 """Devices: the mesh, where arrays live on it, and functions compiled over it.
 
-Nothing else in the house knows about devices. The mesh has one axis, "data": states and weights are
-whole on every device, batches are split along it. Values do not depend on the number of devices,
-up to the rounding of sums taken in another order.
+Nothing else in the house knows about devices. The mesh has three axes. Along "data" and "fsdp" the
+rows of a batch are split. States are copied along "data"; along "fsdp" every large array of a state
+is split (fully sharded data parallelism: Rajbhandari et al. 2020, ZeRO stage 3): parameters are
+gathered to be used, and each device updates and keeps its share. Along "tensor" the matrices of a
+transformer's layers are split, and so is the work on them (Shoeybi et al. 2019, section 3). Values
+do not depend on the mesh, up to the rounding of sums taken in another order.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +25,44 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from genaug.state import NetworkState
 from genaug.types import Batch, Metrics, State, UserError, Weights
 
-DeviceMesh = jax.sharding.Mesh
-"""The devices that share the work; the rest of the house hands it on without looking inside."""
+ROWS = ("data", "fsdp")
+"""The axes that the rows of a batch are split over."""
+
+Rule = tuple[str, int]
+"""A regular expression searched for in an array's path, and the axis of it that is split."""
+
+TRANSFORMER_RULES: tuple[Rule, ...] = (
+    (r"layers?(_\d+)?/(qkv|mlp_in)/(kernel|bias)$", -1),
+    (r"layers?(_\d+)?/(out|mlp_out)/kernel$", -2),
+)
+"""What a layer computes first is split by what comes out, what it computes next by what goes in: in
+between no device needs another's (Shoeybi et al. 2019, section 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """How many devices share the work."""
+    """How the devices share the work: their number is data x fsdp x tensor."""
 
-    data: int = -1  # devices over which a batch is split; -1 = all
+    data: int = -1  # groups of devices that hold a copy of the state each; -1 = all there are
+    fsdp: int = 1  # devices over which the arrays of a copy are split for keeping
+    tensor: int = 1  # devices over which matrices are split for work, by the rules
+    rules: tuple[Rule, ...] = TRANSFORMER_RULES  # paths of arrays, and the axis to split
+    min_split: int = 2**14  # elements; fsdp leaves smaller arrays whole
+
+
+class DeviceMesh(NamedTuple):
+    """The devices that share the work, and how; the rest of the house hands it on."""
+
+    devices: jax.sharding.Mesh
+    config: Mesh
+
+    @property
+    def size(self) -> int:
+        """Over how many groups of devices the rows of a batch are split."""
+        return math.prod(self.devices.shape[axis] for axis in ROWS)
 
 
 def use_cpu_cores_as_devices() -> None:
@@ -47,38 +81,99 @@ def use_cpu_cores_as_devices() -> None:
 def make_mesh(config: Mesh) -> DeviceMesh:
     """The mesh a config asks for; refused when the machine has fewer devices."""
     available = jax.device_count()
-    num_devices = available if config.data == -1 else config.data
-    if not 1 <= num_devices <= available:
+    for name, count in (("fsdp", config.fsdp), ("tensor", config.tensor)):
+        if count < 1:
+            raise UserError(f"mesh.{name} is {count}; it must be at least 1.")
+    group = config.fsdp * config.tensor
+    most = available // group
+    if not most:
         raise UserError(
-            f"mesh.data is {config.data}, but this machine has {available} device(s): "
-            f"use --mesh.data -1 for all of them, or a number from 1 to {available}."
+            f"mesh.fsdp {config.fsdp} x mesh.tensor {config.tensor} is {group}, but this machine "
+            f"has {available} device(s): their product must be from 1 to {available}."
         )
-    devices = np.array(jax.devices()[:num_devices])
-    return jax.sharding.Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    data = most if config.data == -1 else config.data
+    if not 1 <= data <= most:
+        each = f" and fsdp x tensor is {group}" if group > 1 else ""
+        raise UserError(
+            f"mesh.data is {config.data}, but this machine has {available} device(s){each}: "
+            f"use --mesh.data -1 for all of them, or a number from 1 to {most}."
+        )
+    if config.data == -1 and available % group:
+        raise UserError(
+            f"mesh.fsdp x mesh.tensor is {group}, which does not divide the {available} devices of "
+            f"this machine: use a divisor, or --mesh.data {data} to leave {available % group} idle."
+        )
+    shape = (data, config.fsdp, config.tensor)
+    devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
+    names = ("data", "fsdp", "tensor")
+    return DeviceMesh(jax.sharding.Mesh(devices, names, axis_types=(AxisType.Auto,) * 3), config)
 
 
 def check_batch_size(batch_size: int, mesh: DeviceMesh) -> None:
     """Refuse a batch that the devices cannot share equally."""
-    devices = mesh.size
-    if batch_size < 1 or batch_size % devices:
-        below = max(batch_size // devices, 1) * devices
+    groups = mesh.size
+    if batch_size < 1 or batch_size % groups:
+        below = max(batch_size // groups, 1) * groups
         raise UserError(
-            f"train.batch-size {batch_size} is not divisible by the {devices} devices of the mesh: "
-            f"use {below} or {below + devices}, or --mesh.data with a divisor of it."
+            f"train.batch-size {batch_size} is not divisible by the {groups} devices of the mesh "
+            f"(data x fsdp): use {below} or {below + groups}, or --mesh.data with a divisor of it."
         )
 
 
-def _replicated(mesh: DeviceMesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
+def _whole(mesh: DeviceMesh) -> NamedSharding:
+    return NamedSharding(mesh.devices, PartitionSpec())
 
 
 def _split(mesh: DeviceMesh, axis: int = 0) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    return NamedSharding(mesh.devices, PartitionSpec(*[None] * axis, ROWS))
 
 
-def replicate(tree: Any, mesh: DeviceMesh) -> Any:
-    """A copy of every array on every device."""
-    return jax.device_put(tree, _replicated(mesh))
+_OF_PARAMETERS = re.compile(r"(^|/)(params|ema|opt_state)/")
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _in_use(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
+    """Where an array is while it is computed with: whole, or split over "tensor" by the rules."""
+    spec: list[str | None] = [None] * len(leaf.shape)
+    parts, name = mesh.config.tensor, _name(path)
+    for pattern, axis in mesh.config.rules if parts > 1 else ():
+        if re.search(pattern, name):
+            if not -len(spec) <= axis < len(spec) or leaf.shape[axis] % parts:
+                raise UserError(
+                    f"mesh.tensor {parts} does not divide axis {axis} of {name}, which has the "
+                    f"shape {tuple(leaf.shape)}: use a divisor, or other --mesh.rules."
+                )
+            spec[axis] = "tensor"
+    return NamedSharding(mesh.devices, PartitionSpec(*spec))
+
+
+def _kept(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
+    """Where an array of a state is kept: as in use, and split along its largest axis left.
+
+    "fsdp" must divide that axis. An array that is small, or has none, is kept as it is used, and so
+    is what is no parameter, average or optimiser's: a network's statistics.
+    """
+    parts, sharding = mesh.config.fsdp, _in_use(mesh, path, leaf)
+    if not _OF_PARAMETERS.search(_name(path)):
+        return sharding
+    spec = [*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec))]
+    axes = [i for i, n in enumerate(leaf.shape) if n % parts == 0 and spec[i] is None]
+    if parts == 1 or not axes or math.prod(leaf.shape) < mesh.config.min_split:
+        return sharding
+    spec[max(axes, key=lambda i: leaf.shape[i])] = "fsdp"
+    return NamedSharding(mesh.devices, PartitionSpec(*spec))
+
+
+def _places(place: Callable[..., NamedSharding], tree: Any, mesh: DeviceMesh) -> Any:
+    return jax.tree_util.tree_map_with_path(partial(place, mesh), tree)
+
+
+def place(state: State, mesh: DeviceMesh) -> State:
+    """A state that lies elsewhere, on the devices as training keeps it."""
+    return jax.device_put(state, _places(_kept, state, mesh))
 
 
 def split_rows(batch: Any, mesh: DeviceMesh, axis: int = 0) -> Any:
@@ -87,52 +182,108 @@ def split_rows(batch: Any, mesh: DeviceMesh, axis: int = 0) -> Any:
 
 
 def abstract(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> State:
-    """The state's shapes, dtypes and places, without computing it: a template to restore into."""
+    """The state's shapes, dtypes and places, without computing it: a template to restore into.
+
+    Raises:
+        UserError: with mesh.tensor above 1, a rule that no array of the state answers to.
+    """
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
-    whole = _replicated(mesh)
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes)
+    _check_rules(shapes, mesh.config)
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
+        shapes,
+        _places(_kept, shapes, mesh),
+    )
+
+
+def _check_rules(state: State, config: Mesh) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    names = [_name(path) for path, _ in leaves]
+    for pattern, _ in config.rules if config.tensor > 1 else ():
+        if not any(re.search(pattern, name) for name in names):
+            some = ", ".join(name for name in names if "params/" in name and name.endswith("kernel"))
+            raise UserError(
+                f"mesh.tensor is {config.tensor}, but the rule {pattern!r} matches no array of "
+                f"this model: use --mesh.tensor 1, or --mesh.rules over its paths ({some[:200]})."
+            )
 
 
 def compile_init(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> Callable:
-    """`init(key)`, its state made in place on every device."""
-    return jax.jit(init, out_shardings=_replicated(mesh))
+    """`init(key)`, its state made in place on the devices."""
+    return jax.jit(init, out_shardings=jax.tree.map(lambda s: s.sharding, abstract(init, mesh)))
+
+
+def _told(state: State, mesh: DeviceMesh) -> State:
+    """The state, its networks told to gather what they compute with.
+
+    Parameters and gradients alike: XLA would otherwise split activations as they are kept.
+    """
+
+    def in_use(tree: Any) -> Any:
+        return lax.with_sharding_constraint(tree, _places(_in_use, tree, mesh))
+
+    def one(node: Any) -> Any:
+        if not isinstance(node, NetworkState):
+            return node
+        return dataclasses.replace(node, in_use=in_use, reduced=in_use)
+
+    return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, NetworkState))
+
+
+def _scattered(state: State, template: State) -> State:
+    """The state as it is kept: where, and in form, what the leaves of `template` say."""
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True)
+    kept = [lax.with_sharding_constraint(leaf, place.sharding) for leaf, place in leaves]
+    return jax.tree.unflatten(jax.tree.structure(template), kept)
 
 
 def compile_steps(
-    step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]], mesh: DeviceMesh
+    step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]],
+    mesh: DeviceMesh,
+    template: State,
 ) -> Callable[[State, Batch, jax.Array, int], tuple[State, Metrics]]:
     """K steps as one program: `(state, stack of K batches, key, first step) -> (state, metrics)`.
 
-    The state is donated. Step i draws its randomness from `fold_in(key, first + i)` and the
-    metrics are means over the K steps.
+    The state is donated; it comes and stays where `template` (`abstract`) says. Step i draws its
+    randomness from `fold_in(key, first + i)` and the metrics are means over the K steps.
     """
+    kept = jax.tree.map(lambda leaf: leaf.sharding, template)
 
     def run(
         state: State, batches: Batch, key: jax.Array, first: int | jax.Array
     ) -> tuple[State, Metrics]:
         def one(state: State, step_and_batch: tuple[jax.Array, Batch]) -> tuple[State, Metrics]:
             index, batch = step_and_batch
-            return step(state, batch, jax.random.fold_in(key, index))
+            state, metrics = step(_told(state, mesh), batch, jax.random.fold_in(key, index))
+            return _scattered(state, template), metrics
 
         count = jax.tree.leaves(batches)[0].shape[0]
         state, metrics = lax.scan(one, state, (first + jnp.arange(count), batches))
         return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
 
-    whole, split = _replicated(mesh), _split(mesh, axis=1)
+    whole, split = _whole(mesh), _split(mesh, axis=1)
     return jax.jit(
         run,
         donate_argnums=0,
-        in_shardings=(whole, split, whole, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(kept, split, whole, whole),
+        out_shardings=(kept, whole),
     )
 
 
 def compile_rows(
     function: Callable[[Weights, jax.Array, Batch], Any], mesh: DeviceMesh
 ) -> Callable[..., Any]:
-    """A function of rows, `(weights, key, rows) -> rows`, with its rows split over the devices."""
-    whole, split = _replicated(mesh), _split(mesh)
-    return jax.jit(function, in_shardings=(whole, whole, split), out_shardings=split)
+    """A function of rows, `(weights, key, rows) -> rows`, with its rows split over the devices.
+
+    The weights may lie anywhere; they are gathered to be used.
+    """
+
+    def run(weights: Weights, key: jax.Array, rows: Batch) -> Any:
+        used = lax.with_sharding_constraint(weights, _places(_in_use, weights, mesh))
+        return function(used, key, rows)
+
+    split = _split(mesh)
+    return jax.jit(run, in_shardings=(None, _whole(mesh), split), out_shardings=split)
 
 
 def compile_replicas(
@@ -150,9 +301,9 @@ def compile_replicas(
 
     mapped = jax.shard_map(
         on_each_device,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("data")),
-        out_specs=PartitionSpec("data"),
+        mesh=mesh.devices,
+        in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
+        out_specs=PartitionSpec(ROWS),
         check_vma=False,
     )
     return jax.jit(mapped)

@@ -104,18 +104,32 @@ def _clipped(
     return optax.chain(optax.clip_by_global_norm(norm), transformation)
 
 
+def _as_it_is(tree: Params) -> Params:
+    return tree
+
+
 @flax.struct.dataclass
 class NetworkState:
     """One network in training.
 
     variables: parameters under "params", and its statistics (batch norm's) if it has any.
     ema:       exponential moving average of `variables["params"]`, what sampling uses.
+    in_use:    what is done to parameters before they are computed with.
+    reduced:   what is done to gradients before the optimiser uses them. Only `parallel` knows over
+               which devices either are spread; it puts the two there while a step is traced.
     """
 
     step: Any  # int32 []; a template holds shapes instead of arrays, in every field
     variables: Variables
     ema: Params
     opt_state: optax.OptState
+    in_use: Callable[[Params], Params] = flax.struct.field(pytree_node=False, default=_as_it_is)
+    reduced: Callable[[Params], Params] = flax.struct.field(pytree_node=False, default=_as_it_is)
+
+    @property
+    def used(self) -> Variables:
+        """The variables, to compute with."""
+        return {**self.variables, "params": self.in_use(self.variables["params"])}
 
 
 def create(variables: Variables, optimizer: optax.GradientTransformation) -> NetworkState:
@@ -162,7 +176,8 @@ def apply_gradients(
     params = optax.apply_updates(params, updates)
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = jax.tree.map(lambda e, p: e + (1.0 - decay).astype(p.dtype) * (p - e), state.ema, params)
-    return NetworkState(
+    return dataclasses.replace(
+        state,
         step=state.step + 1,
         variables={**state.variables, **statistics, "params": params},
         ema=ema,
@@ -194,9 +209,10 @@ def from_loss(
     value_and_grad = grad(loss_of_params, has_aux=True)
 
     def step(state: NetworkState, batch: Batch, key: jax.Array) -> tuple[NetworkState, Metrics]:
-        params = state.variables["params"]
-        rest = {name: value for name, value in state.variables.items() if name != "params"}
+        rest = {**state.used}
+        params = rest.pop("params")
         (value, (metrics, statistics)), grads = value_and_grad(params, rest, batch, key)
+        grads = state.reduced(grads)
         metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, statistics, transformation, ema_decay), metrics
 

@@ -85,8 +85,13 @@ def fit(
     check(config)
     parallel.check_batch_size(config.batch_size, mesh)
     init_key, step_key = jax.random.split(key)
-    found = checkpoints and checkpoint.restore(checkpoints, parallel.abstract(model.init, mesh))
-    state, first = found or (start(parallel.compile_init(model.init, mesh)(init_key)), 0)
+    template = parallel.abstract(model.init, mesh)
+    found = checkpoints and checkpoint.restore(checkpoints, template)
+    if found:
+        state, first = found
+    else:
+        fresh = parallel.compile_init(model.init, mesh)(init_key)
+        state, first = parallel.place(start(fresh), mesh), 0
     if first > config.num_steps:
         raise UserError(
             f"The run has already made {first} updates, more than train.num-steps "
@@ -95,7 +100,7 @@ def fit(
     resumed(first)
     if checkpoints:
         hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, first))]
-    run = parallel.compile_steps(model.step, mesh)
+    run = parallel.compile_steps(model.step, mesh, template)
     pending: tuple[int, Any] | None = None
     stacks = _stacks(batches(first, config.num_steps), config.steps_per_call)
     calls = range(first, config.num_steps, config.steps_per_call)

@@ -238,7 +238,7 @@ def test_names_and_dtypes_are_compared_too(tmp_path):
             leaves,
         )
 
-    state = parallel.replicate({"a": jnp.zeros(3), "b": jnp.ones(2)}, mesh_of(2))
+    state = parallel.place({"a": jnp.zeros(3), "b": jnp.ones(2)}, mesh_of(2))
     checkpoint.save(tmp_path, 1, state)
     for other, words in [
         ({"a": jnp.zeros(3), "c": jnp.ones(2)}, r"b is float32\[2\] there and nothing here"),

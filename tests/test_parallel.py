@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import genaug
 from genaug import parallel
@@ -21,13 +22,42 @@ PACKAGE = Path(genaug.__file__).parent
 def test_a_mesh_has_the_devices_asked_for(asked, made):
     mesh = make_mesh(Mesh(data=asked))
     assert mesh.size == made
-    assert mesh.axis_names == ("data",)
+    assert dict(mesh.devices.shape) == {"data": made, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    "asked, made, rows",
+    [
+        (Mesh(fsdp=8), (1, 8, 1), 8),
+        (Mesh(fsdp=2, tensor=2), (2, 2, 2), 4),
+        (Mesh(data=3, tensor=2), (3, 1, 2), 3),
+    ],
+)
+def test_rows_are_split_over_data_and_fsdp(asked, made, rows):
+    mesh = make_mesh(asked)
+    assert tuple(mesh.devices.shape.values()) == made
+    assert mesh.size == rows
 
 
 @pytest.mark.parametrize("asked", [0, -2, 9, 1000])
 def test_a_mesh_that_the_machine_has_not_is_refused(asked):
     with pytest.raises(UserError, match=f"mesh.data is {asked}, .* 8 device.* number from 1 to 8"):
         make_mesh(Mesh(data=asked))
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (Mesh(fsdp=0), "mesh.fsdp is 0; it must be at least 1"),
+        (Mesh(tensor=-1), "mesh.tensor is -1; it must be at least 1"),
+        (Mesh(fsdp=3, tensor=3), "3 x mesh.tensor 3 is 9, .* 8 device.* from 1 to 8"),
+        (Mesh(fsdp=3), "is 3, which does not divide the 8 devices .* --mesh.data 2 .* 2 idle"),
+        (Mesh(data=5, fsdp=2), "mesh.data is 5, .* fsdp x tensor is 2: .* number from 1 to 4"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_devices_is_refused(asked, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(asked)
 
 
 @pytest.mark.parametrize("batch_size", [-3, 0, 1, 5, 7, 9, 63, 65])
@@ -62,8 +92,8 @@ def test_compiled_steps_are_the_loop_and_its_mean_metrics(num_devices):
         value = jnp.mean(batch["x"]) + jax.random.normal(key)
         return state + value, {"value": value, "state": state}
 
-    program = parallel.compile_steps(step, mesh)
-    state = parallel.replicate(jnp.float32(1.0), mesh)
+    state = parallel.place(jnp.float32(1.0), mesh)
+    program = parallel.compile_steps(step, mesh, state)
     state, metrics = program(state, parallel.split_rows(stack, mesh, axis=1), key, 40)
     expected, values, states = jnp.float32(1.0), [], []
     for i in range(3):
@@ -98,6 +128,58 @@ def test_a_function_of_rows_gives_its_rows_in_order(num_devices):
     program = parallel.compile_rows(lambda w, key, rows: {"y": w * rows["x"]}, mesh)
     x = np.arange(16, dtype=np.float32)
     np.testing.assert_array_equal(program(2.0, jax.random.key(0), {"x": x})["y"], 2 * x)
+
+
+def test_large_arrays_are_split_along_their_largest_axis_that_divides():
+    mesh = make_mesh(Mesh(data=2, fsdp=4, min_split=64))
+
+    def init(key):
+        shapes = {"wide": (4, 64), "tall": (3, 64, 6), "odd": (31, 3), "small": (8, 4), "n": ()}
+        return {"params": {name: jnp.zeros(shape) for name, shape in shapes.items()}}
+
+    state = parallel.compile_init(init, mesh)(jax.random.key(0))["params"]
+    held = {name: value.addressable_shards[0].data.shape for name, value in state.items()}
+    assert held == {"wide": (4, 16), "tall": (3, 16, 6), "odd": (31, 3), "small": (8, 4), "n": ()}
+    assert all(len(value.sharding.device_set) == 8 for value in state.values())
+
+
+@pytest.mark.parametrize("fsdp, factor", [(1, 1), (2, 2), (8, 8)])
+def test_a_device_s_share_of_the_state_falls_with_fsdp(fsdp, factor):
+    mesh = make_mesh(Mesh(fsdp=fsdp))
+    template = parallel.abstract(lambda key: {"ema": {"w": jnp.zeros((256, 384))}}, mesh)
+    (leaf,) = jax.tree.leaves(template)
+    assert leaf.sharding.shard_shape(leaf.shape) == (256, 384 // factor)
+
+
+def test_rules_split_matrices_for_work_and_fsdp_what_is_left_of_them():
+    mesh = make_mesh(Mesh(fsdp=2, tensor=2, min_split=64))
+
+    def init(key):
+        names = ("qkv", "out", "mlp_in", "mlp_out")
+        layers = {"layer_0": {name: {"kernel": jnp.zeros((16, 32))} for name in names}}
+        return {"params": layers, "ema": {"tokens": jnp.zeros((64, 16))}, "n": jnp.zeros(64)}
+
+    found = jax.tree_util.tree_leaves_with_path(parallel.abstract(init, mesh))
+    specs = {jax.tree_util.keystr(path[-2:], simple=True): leaf.sharding.spec for path, leaf in found}
+    by_output, by_input = P("fsdp", "tensor"), P("tensor", "fsdp")
+    assert specs == {
+        "qkvkernel": by_output, "mlp_inkernel": by_output,
+        "outkernel": by_input, "mlp_outkernel": by_input,
+        "ematokens": P("fsdp", None), "n": P(None),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "mesh, words",
+    [
+        (Mesh(tensor=2, rules=(("nothing/here$", 0),)), "'nothing/here.' matches no array .*/a/ker"),
+        (Mesh(tensor=2, rules=(("kernel$", -1),)), "mesh.tensor 2 does not divide axis -1 of .*/a/k"),
+        (Mesh(tensor=2, rules=(("kernel$", 2),)), "does not divide axis 2 of .* shape .4, 3."),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_refused(mesh, words):
+    with pytest.raises(UserError, match=words):
+        parallel.abstract(lambda key: {"params": {"a": {"kernel": jnp.zeros((4, 3))}}}, make_mesh(mesh))
 
 
 def test_a_template_has_the_shapes_of_the_state_and_computes_nothing():

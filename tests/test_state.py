@@ -206,8 +206,8 @@ def test_a_state_can_be_donated_step_after_step(optimizer, compiled, key):
     model, mesh = model_of(optimizer), parallel.make_mesh(parallel.Mesh(data=2))
     state = parallel.compile_init(model.init, mesh)(key) if compiled else model.init(key)
     assert len(set(buffers(state))) == len(buffers(state))
-    state = parallel.replicate(state, mesh)
-    step = parallel.compile_steps(model.step, mesh)
+    state = parallel.place(state, mesh)
+    step = parallel.compile_steps(model.step, mesh, parallel.abstract(model.init, mesh))
     batches = jax.tree.map(lambda a: jnp.stack([a, a]), BATCH)
     for call in range(2):
         given = state

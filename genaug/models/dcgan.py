@@ -245,12 +245,13 @@ def discriminator_update(
 ) -> tuple[NetworkState, Metrics]:
     """One update of the discriminator, on real images and as many generated."""
     key_z, key_real, key_fake, key_share = jax.random.split(key, 4)
+    variables = state.used
     fake, _ = bound.generate(generator, latents(key_z, (x.shape[0], config.latent_dim)), label)
     real = diffaugment.augment_batch(x, key_real, config.augment)
     fake = diffaugment.augment_batch(fake, key_fake, config.augment)
 
     def loss(params: Params) -> tuple[Array, tuple[Metrics, Variables]]:
-        params, statistics = bound.constrain({**state.variables, "params": params})
+        params, statistics = bound.constrain({**variables, "params": params})
         judge = lambda images: bound.judge(params, images, label)  # noqa: E731
         real_logits, fake_logits = judge(real), judge(fake)
         value = config.loss.d_loss(real_logits, fake_logits)
@@ -260,7 +261,8 @@ def discriminator_update(
             value = value + config.loss.penalty_weight * metrics["penalty"]
         return value, ({"d_loss": value, **metrics}, statistics)
 
-    grads, (metrics, statistics) = jax.grad(loss, has_aux=True)(state.variables["params"])
+    grads, (metrics, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
+    grads = state.reduced(grads)
     metrics["d_grad_norm"] = optax.tree.norm(grads)
     return apply_gradients(state, grads, statistics, bound.d_optimizer, 0.0), metrics
 
@@ -282,7 +284,8 @@ def generator_update(
         seen = diffaugment.augment_batch(fake, key, config.augment)
         return config.loss.g_loss(bound.judge(params_d, seen, label))
 
-    value, grads = jax.value_and_grad(loss)(state.variables["params"])
+    value, grads = jax.value_and_grad(loss)(state.used["params"])
+    grads = state.reduced(grads)
     metrics = {"g_loss": value, "g_grad_norm": optax.tree.norm(grads)}
     return apply_gradients(state, grads, {}, bound.g_optimizer, config.ema_decay), metrics
 
@@ -330,7 +333,7 @@ def adversarial_step(
     def critic(discriminator: NetworkState, part: Any) -> tuple[NetworkState, Metrics]:
         (x, label), key = part
         return discriminator_update(
-            config, bound, state.generator.variables["params"], discriminator,
+            config, bound, state.generator.used["params"], discriminator,
             x, label, key,
         )  # fmt: skip
 
@@ -341,10 +344,10 @@ def adversarial_step(
     few = None if label is None else label[::parts]
     z = latents(key_z, (count // parts, config.latent_dim))
     generator, g_metrics = generator_update(
-        config, bound, state.generator, discriminator.variables, z, few, key_g
+        config, bound, state.generator, discriminator.used, z, few, key_g
     )
     z = latents(key_ema, (count, config.latent_dim))
-    averaged, moments = bound.generate(generator.ema, z, label)
+    averaged, moments = bound.generate(generator.in_use(generator.ema), z, label)
     metrics = {
         "loss": d_metrics["d_loss"] + g_metrics["g_loss"],
         **d_metrics,

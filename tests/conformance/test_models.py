@@ -83,22 +83,22 @@ def with_sgd(config: Any) -> Any:
     return type(config)(**fields)
 
 
-def mesh_of(count: int) -> jax.sharding.Mesh:
-    return parallel.make_mesh(Mesh(data=count))
+def mesh_of(count: int, **split: int) -> parallel.DeviceMesh:
+    return parallel.make_mesh(Mesh(data=count, min_split=64, **split))
 
 
 @functools.lru_cache
-def compiled(step: Any, mesh: jax.sharding.Mesh) -> Any:
+def compiled(step: Any, init: Any, mesh: parallel.DeviceMesh) -> Any:
     """One program for all tests of a family on a mesh."""
-    return parallel.compile_steps(step, mesh)
+    return parallel.compile_steps(step, mesh, parallel.abstract(init, mesh))
 
 
-def train(case: Case, count: int, mesh: jax.sharding.Mesh, state=None, start: int = 0):
+def train(case: Case, count: int, mesh: parallel.DeviceMesh, state=None, start: int = 0):
     """`count` updates in calls of 5."""
     key = jax.random.key(7)
     if state is None:
         state = parallel.compile_init(case.model.init, mesh)(key)
-    run = compiled(case.model.step, mesh)
+    run = compiled(case.model.step, case.model.init, mesh)
     history = []
     for first in range(start, start + count, 5):
         stack = parallel.split_rows(case.stack(first, 5), mesh, axis=1)
@@ -146,7 +146,7 @@ def test_what_should_fall_falls_on_fixed_examples(case):
     fixed = jax.tree.map(lambda x: np.repeat(x[:1], 5, axis=0), case.stack(0, 5))
     mesh = mesh_of(1)
     state = parallel.compile_init(case.model.init, mesh)(jax.random.key(0))
-    run = compiled(case.model.step, mesh)
+    run = compiled(case.model.step, case.model.init, mesh)
     values = []
     for first in range(0, 150, 5):
         state, metrics = run(state, fixed, jax.random.key(1), first)
@@ -184,13 +184,31 @@ def test_a_sample_is_the_same_in_any_batch_on_any_mesh(case, trained, devices):
     assert len(np.unique(drawn, axis=0)) == 24, "different addresses give different samples"
 
 
-def test_one_device_and_eight_train_alike_under_sgd(sgd_case):
+def test_any_mesh_trains_alike_under_sgd(sgd_case):
+    """A copy of the state on each of eight devices, or two copies over four each: as on one."""
+    start = parallel.compile_init(sgd_case.model.init, mesh_of(1))(jax.random.key(7))
     one, _, _ = train(sgd_case, 10, mesh_of(1))
     eight, _, _ = train(sgd_case, 10, mesh_of(8))
-    start = parallel.compile_init(sgd_case.model.init, mesh_of(1))(jax.random.key(7))
-    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), one, start)
-    assert max(jax.tree.leaves(moved)) > 1e-4, "SGD must have moved something"
-    chex.assert_trees_all_close(jax.device_get(one), jax.device_get(eight), rtol=1e-5, atol=1e-6)
+    split, _, _ = train(sgd_case, 10, mesh_of(2, fsdp=4))
+    kept = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(split))
+    assert kept < 0.5 * sum(leaf.size for leaf in jax.tree.leaves(split))
+    for other in (eight, split):
+        assert_moved_alike(start, one, other)
+
+
+def assert_moved_alike(start: Any, one: Any, other: Any) -> None:
+    """Every array moved, and in both to the same place: up to a ten-thousandth of its move."""
+    for (path, a), b, was in zip(
+        jax.tree_util.tree_leaves_with_path(one),
+        jax.tree.leaves(other),
+        jax.tree.leaves(start),
+        strict=True,
+    ):
+        a, b, was = (np.asarray(x, np.float64) for x in (a, b, was))
+        move = np.abs(a - was).max()
+        rounding = np.finfo(np.float32).eps * np.abs(a).max()
+        gap, name = np.abs(a - b).max(), jax.tree_util.keystr(path)
+        assert gap <= 1e-4 * move + 4 * rounding, f"{name} moved by {move} and is {gap} apart"
 
 
 def test_saved_restored_and_continued_equals_unbroken(case, trained, tmp_path):

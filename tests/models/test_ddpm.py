@@ -318,7 +318,7 @@ def test_the_cifar_preset_takes_updates_on_made_up_images(key):
     assert 35e6 < sum(leaf.size for leaf in jax.tree.leaves(whole.ema)) < 45e6
     net = dataclasses.replace(config.net, features=(16, 32, 32, 32), num_blocks=1, groups=4)
     model, mesh = dataclasses.replace(config, net=net).make(shape), make_mesh(Mesh(data=2))
-    run = parallel.compile_steps(model.step, mesh)
+    run = parallel.compile_steps(model.step, mesh, parallel.abstract(model.init, mesh))
     generator = np.random.default_rng(0)
     stack = {
         "image": generator.integers(0, 256, (2, 4, 32, 32, 3)).astype(np.uint8),
