@@ -163,7 +163,7 @@ def warps() -> Pair | None:
 
     ours = jax.jit(lambda k: transforms.warp_batch(images, k, strength, warp.smoothing))
     other = jax.jit(lambda k: jax.vmap(theirs)(images, k))
-    runs = (lambda: ours(jax.random.key(1))), (lambda: other(keys))
+    runs = (lambda: ours(keys)), (lambda: other(keys))
     jax.block_until_ready([run() for run in runs])
     return Pair("affine and elastic warp of 64 images; other: dm-pix (not the same draws)", *runs)
 

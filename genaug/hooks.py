@@ -17,7 +17,7 @@ from genaug.pictures import write_grid
 from genaug.runs import Prepared
 from genaug.sampling import Rows, Sampler, make_sampler, make_scorer
 from genaug.train import Hook
-from genaug.types import GenerativeModel, LabelSpec, State, UserError
+from genaug.types import GenerativeModel, LabelSpec, State
 
 Record = Callable[[int, dict[str, float]], None]
 Sampling = Callable[[State], Sampler]
@@ -116,11 +116,6 @@ def mode_coverage(
     figure falls towards 0 when it happens. Perfect is about 0.95, not 1 (`manifold_scores`).
     """
     groups = list(_groups(run))
-    if not groups:
-        raise UserError(
-            f"train.coverage-samples looks at {NEIGHBOURS} neighbours, and no class has more "
-            "training images than that: leave it at 0."
-        )
     cond = class_cond(run.model, np.concatenate([np.full(len(x), c) for c, x in groups]))
 
     def call(step: int, state: State) -> None:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from genaug.state import NetworkState
+from genaug.state import NetworkState, RowsLoss, accumulated, value_and_grad
 from genaug.types import Batch, Metrics, State, UserError, Weights
 
 ROWS = ("data", "fsdp")
@@ -51,6 +51,7 @@ class Mesh:
     tensor: int = 1  # devices over which matrices are split for work, by the rules
     rules: tuple[Rule, ...] = TRANSFORMER_RULES  # paths of arrays, and the axis to split
     min_split: int = 2**14  # elements; fsdp leaves smaller arrays whole
+    strategy: Literal["jit", "pmap"] = "jit"  # one program over global arrays, or one per device
 
 
 class DeviceMesh(NamedTuple):
@@ -85,6 +86,11 @@ def make_mesh(config: Mesh) -> DeviceMesh:
         if count < 1:
             raise UserError(f"mesh.{name} is {count}; it must be at least 1.")
     group = config.fsdp * config.tensor
+    if config.strategy == "pmap" and group > 1:
+        raise UserError(
+            f"mesh.strategy pmap copies the state to every device, but mesh.fsdp is {config.fsdp} "
+            f"and mesh.tensor {config.tensor}: use --mesh.strategy jit, or 1 for both."
+        )
     most = available // group
     if not most:
         raise UserError(
@@ -109,14 +115,16 @@ def make_mesh(config: Mesh) -> DeviceMesh:
     return DeviceMesh(jax.sharding.Mesh(devices, names, axis_types=(AxisType.Auto,) * 3), config)
 
 
-def check_batch_size(batch_size: int, mesh: DeviceMesh) -> None:
-    """Refuse a batch that the devices cannot share equally."""
-    groups = mesh.size
+def check_batch_size(batch_size: int, mesh: DeviceMesh, accumulate: int = 1) -> None:
+    """Refuse a batch that the devices cannot share equally, each of its parts."""
+    groups = mesh.size * accumulate
     if batch_size < 1 or batch_size % groups:
         below = max(batch_size // groups, 1) * groups
+        parts = f" times train.accumulate {accumulate}" if accumulate > 1 else ""
         raise UserError(
-            f"train.batch-size {batch_size} is not divisible by the {groups} devices of the mesh "
-            f"(data x fsdp): use {below} or {below + groups}, or --mesh.data with a divisor of it."
+            f"train.batch-size {batch_size} is not divisible by the {mesh.size} devices of the "
+            f"mesh (data x fsdp){parts}: use {below} or {below + groups}, or --mesh.data with a "
+            "divisor of it."
         )
 
 
@@ -128,11 +136,13 @@ def _split(mesh: DeviceMesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh.devices, PartitionSpec(*[None] * axis, ROWS))
 
 
-_OF_PARAMETERS = re.compile(r"(^|/)(params|ema|opt_state)/")
-
-
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _is_statistic(path: Any) -> bool:
+    """Whether an array of a state is none of parameters, averages and the optimiser's."""
+    return not re.search(r"(^|/)(params|ema|opt_state)/", _name(path))
 
 
 def _in_use(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
@@ -157,7 +167,7 @@ def _kept(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
     is what is no parameter, average or optimiser's: a network's statistics.
     """
     parts, sharding = mesh.config.fsdp, _in_use(mesh, path, leaf)
-    if not _OF_PARAMETERS.search(_name(path)):
+    if _is_statistic(path):
         return sharding
     spec = [*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec))]
     axes = [i for i, n in enumerate(leaf.shape) if n % parts == 0 and spec[i] is None]
@@ -201,7 +211,9 @@ def _check_rules(state: State, config: Mesh) -> None:
     names = [_name(path) for path, _ in leaves]
     for pattern, _ in config.rules if config.tensor > 1 else ():
         if not any(re.search(pattern, name) for name in names):
-            some = ", ".join(name for name in names if "params/" in name and name.endswith("kernel"))
+            some = ", ".join(
+                name for name in names if "params/" in name and name.endswith("kernel")
+            )
             raise UserError(
                 f"mesh.tensor is {config.tensor}, but the rule {pattern!r} matches no array of "
                 f"this model: use --mesh.tensor 1, or --mesh.rules over its paths ({some[:200]})."
@@ -213,61 +225,126 @@ def compile_init(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> Callab
     return jax.jit(init, out_shardings=jax.tree.map(lambda s: s.sharding, abstract(init, mesh)))
 
 
-def _told(state: State, mesh: DeviceMesh) -> State:
-    """The state, its networks told to gather what they compute with.
+Tree = Callable[[Any], Any]
+"""A function of a pytree that changes where its arrays are, or averages them over devices."""
 
-    Parameters and gradients alike: XLA would otherwise split activations as they are kept.
-    """
 
-    def in_use(tree: Any) -> Any:
-        return lax.with_sharding_constraint(tree, _places(_in_use, tree, mesh))
+def _told(state: State, in_use: Tree, reduced: Tree, accumulate: int) -> State:
+    """The state, its networks told how to get at parameters and at gradients."""
+
+    def grad(loss: RowsLoss) -> Callable[..., Any]:
+        one = accumulated(value_and_grad, accumulate)(loss)
+        return lambda params, rows: reduced(one(params, rows))
 
     def one(node: Any) -> Any:
         if not isinstance(node, NetworkState):
             return node
-        return dataclasses.replace(node, in_use=in_use, reduced=in_use)
+        return dataclasses.replace(node, in_use=in_use, grad=grad)
 
     return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, NetworkState))
-
-
-def _scattered(state: State, template: State) -> State:
-    """The state as it is kept: where, and in form, what the leaves of `template` say."""
-    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True)
-    kept = [lax.with_sharding_constraint(leaf, place.sharding) for leaf, place in leaves]
-    return jax.tree.unflatten(jax.tree.structure(template), kept)
 
 
 def compile_steps(
     step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]],
     mesh: DeviceMesh,
     template: State,
+    accumulate: int = 1,
 ) -> Callable[[State, Batch, jax.Array, int], tuple[State, Metrics]]:
     """K steps as one program: `(state, stack of K batches, key, first step) -> (state, metrics)`.
 
     The state is donated; it comes and stays where `template` (`abstract`) says. Step i draws its
-    randomness from `fold_in(key, first + i)` and the metrics are means over the K steps.
+    randomness from `fold_in(key, first + i)` and the metrics are means over the K steps. Gradients
+    are taken of `accumulate` parts of a batch in turn.
     """
-    kept = jax.tree.map(lambda leaf: leaf.sharding, template)
+    compiler = _under_pmap if mesh.config.strategy == "pmap" else _under_jit
+    return compiler(step, mesh, template, accumulate)
+
+
+def _loop(
+    step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]],
+    tell: Tree,
+    settle: Callable[[State, Metrics], tuple[State, Metrics]],
+    offset: Callable[[int], Any],
+) -> Callable[[State, Batch, jax.Array, Any], tuple[State, Metrics]]:
+    """K steps in a scan. `offset(n)` is the place in the batch of the first of n examples here."""
 
     def run(
         state: State, batches: Batch, key: jax.Array, first: int | jax.Array
     ) -> tuple[State, Metrics]:
-        def one(state: State, step_and_batch: tuple[jax.Array, Batch]) -> tuple[State, Metrics]:
-            index, batch = step_and_batch
-            state, metrics = step(_told(state, mesh), batch, jax.random.fold_in(key, index))
-            return _scattered(state, template), metrics
+        count, rows = jax.tree.leaves(batches)[0].shape[:2]
 
-        count = jax.tree.leaves(batches)[0].shape[0]
+        def one(state: State, step_and_batch: tuple[jax.Array, Batch]) -> tuple[State, Metrics]:
+            number, batch = step_and_batch
+            batch = {**batch, "index": offset(rows) + jnp.arange(rows)}
+            return settle(*step(tell(state), batch, jax.random.fold_in(key, number)))
+
         state, metrics = lax.scan(one, state, (first + jnp.arange(count), batches))
         return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
 
+    return run
+
+
+def _under_jit(step: Any, mesh: DeviceMesh, template: State, accumulate: int) -> Any:
+    """One program over the global arrays; XLA puts the communication in."""
+
+    def in_use(tree: Any) -> Any:
+        return lax.with_sharding_constraint(tree, _places(_in_use, tree, mesh))
+
+    def reduced(found: Any) -> Any:
+        # Said out loud: XLA would otherwise split activations as gradients are going to be kept.
+        return found[0], in_use(found[1])
+
+    def settle(state: State, metrics: Metrics) -> tuple[State, Metrics]:
+        leaves = zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True)
+        kept = [lax.with_sharding_constraint(leaf, place.sharding) for leaf, place in leaves]
+        return jax.tree.unflatten(jax.tree.structure(template), kept), metrics
+
     whole, split = _whole(mesh), _split(mesh, axis=1)
+    kept = jax.tree.map(lambda leaf: leaf.sharding, template)
     return jax.jit(
-        run,
+        _loop(step, lambda s: _told(s, in_use, reduced, accumulate), settle, lambda rows: 0),
         donate_argnums=0,
         in_shardings=(kept, split, whole, whole),
         out_shardings=(kept, whole),
     )
+
+
+def _under_pmap(step: Any, mesh: DeviceMesh, template: State, accumulate: int) -> Any:
+    """The same program on every device, each with its rows; gradients are averaged by `pmean`.
+
+    Statistics are each device's own, averaged after every step: batch norm normalises by the
+    moments of a device's share of the batch.
+    """
+    mean = partial(lax.pmean, axis_name="data")
+
+    def settle(state: State, metrics: Metrics) -> tuple[State, Metrics]:
+        state = jax.tree_util.tree_map_with_path(
+            lambda path, x: mean(x) if _is_statistic(path) and x.dtype == jnp.float32 else x, state
+        )
+        state = jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(state))
+        return state, mean(metrics)
+
+    program = jax.pmap(
+        _loop(
+            step,
+            lambda s: _told(s, lambda tree: tree, mean, accumulate),
+            settle,
+            lambda rows: lax.axis_index("data") * rows,
+        ),
+        axis_name="data",
+        in_axes=(None, 1, None, None),
+        out_axes=None,
+        donate_argnums=0,
+        devices=list(mesh.devices.devices.flat),
+    )
+
+    def run(state: State, batches: Batch, key: jax.Array, first: int) -> tuple[State, Metrics]:
+        def by_device(x: jax.Array) -> jax.Array:
+            return x.reshape(x.shape[0], mesh.size, -1, *x.shape[2:])
+
+        return program(state, jax.tree.map(by_device, batches), key, first)
+
+    return run
 
 
 def compile_rows(

@@ -170,7 +170,7 @@ def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) ->
     check(experiment)
     check_claim(directory, experiment)
     mesh = parallel.make_mesh(experiment.mesh)
-    parallel.check_batch_size(experiment.train.batch_size, mesh)
+    parallel.check_batch_size(experiment.train.batch_size, mesh, experiment.train.accumulate)
     dataset, splits = experiment.data.read()
     if len(splits.train) < experiment.train.batch_size:
         raise UserError(
@@ -178,7 +178,9 @@ def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) ->
             f"only {len(splits.train)} training examples: use a smaller --train.batch-size."
         )
     model = experiment.model.make(dataset.spec)
-    _check_step(model, dataset.spec, experiment.train.batch_size)
+    _check_step(model, dataset.spec, experiment.train, mesh)
+    if experiment.train.coverage_samples:
+        _check_coverage(dataset, splits, model)
     if compare:
         check_comparable(dataset, splits, model, experiment.balance)
     about = describe_data(dataset, splits)
@@ -218,14 +220,29 @@ def _start(base: State, fresh: State) -> State:
     return started_from(fresh, base)
 
 
-def _check_step(model: GenerativeModel, spec: Spec, batch_size: int) -> None:
-    """Let the family refuse a batch it cannot take: its step is traced, not run."""
+def _check_step(
+    model: GenerativeModel, spec: Spec, config: train.Train, mesh: parallel.DeviceMesh
+) -> None:
+    """Let family and mesh refuse what they cannot take: an update is traced, not run."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = {
-        name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
+    stack = {
+        name: jax.ShapeDtypeStruct((1, config.batch_size, *one.shape), one.dtype)
         for name, one in spec.items()
     }
-    jax.eval_shape(model.step, jax.eval_shape(model.init, key), batch, key)
+    template = parallel.abstract(model.init, mesh)
+    steps = parallel.compile_steps(model.step, mesh, template, config.accumulate)
+    jax.eval_shape(steps, template, stack, key, 0)
+
+
+def _check_coverage(dataset: Dataset | TextDataset, splits: Splits, model: GenerativeModel) -> None:
+    """Refuse to watch the coverage of classes that are all too small for it."""
+    labels = dataset.labels[splits.train]
+    largest = np.bincount(labels).max() if "label" in model.cond else len(labels)
+    if largest <= NEIGHBOURS:
+        raise UserError(
+            f"train.coverage-samples looks at {NEIGHBOURS} neighbours, and no class has more than "
+            f"{largest} training images: leave it at 0."
+        )
 
 
 SPLIT_FIELDS = (

@@ -30,7 +30,8 @@ Variables = dict[str, Any]
 """A Linen module's variables: "params", and "batch_stats" or the like where it has them."""
 
 Loss = Callable[[Variables, Batch, jax.Array], tuple[Float[Array, ""], tuple[Metrics, Variables]]]
-"""`(variables, batch, key) -> (loss, (metrics, new statistics))`."""
+"""`(variables, batch, key) -> (loss, (metrics, new statistics))`: a mean over the examples, each of
+which draws by its own key (`row_keys`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,56 @@ def _clipped(
     return optax.chain(optax.clip_by_global_norm(norm), transformation)
 
 
+Rows = Any
+"""A pytree of arrays [n, ...]: a batch, or what a loss reads of one."""
+
+RowsLoss = Callable[[Params, Rows], tuple[Float[Array, ""], Any]]
+"""`(params, rows) -> (mean over the rows, anything else)`: every term is a mean over the rows."""
+
+Grad = Callable[[RowsLoss], Callable[[Params, Rows], tuple[tuple[Float[Array, ""], Any], Params]]]
+"""A loss to `(params, rows) -> ((loss, anything else), gradient)`."""
+
+
+def value_and_grad(loss: RowsLoss) -> Callable[[Params, Rows], Any]:
+    """Plain gradients, of all rows at once."""
+    return jax.value_and_grad(loss, has_aux=True)
+
+
+def accumulated(grad: Grad, parts: int) -> Grad:
+    """The same gradients, one part of the rows after another: activations of a part at a time.
+
+    Part i holds every `parts`-th row from i on, so that every device has its share of each.
+    """
+    if parts == 1:
+        return grad
+
+    def of(loss: RowsLoss) -> Callable[[Params, Rows], Any]:
+        one = grad(loss)
+
+        def split(x: Array) -> Array:
+            if x.shape[0] % parts:
+                raise UserError(
+                    f"{x.shape[0]} examples an update do not divide into train.accumulate {parts} "
+                    "parts: use another --train.accumulate or --train.batch-size."
+                )
+            return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+        def run(params: Params, rows: Rows) -> Any:
+            stack = jax.tree.map(split, rows)
+            shapes = jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], stack))
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+            def add(total: Any, part: Rows) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, one(params, part)), None
+
+            total, _ = jax.lax.scan(add, zeros, stack)
+            return jax.tree.map(lambda x: x / parts, total)
+
+        return run
+
+    return of
+
+
 def _as_it_is(tree: Params) -> Params:
     return tree
 
@@ -115,8 +166,8 @@ class NetworkState:
     variables: parameters under "params", and its statistics (batch norm's) if it has any.
     ema:       exponential moving average of `variables["params"]`, what sampling uses.
     in_use:    what is done to parameters before they are computed with.
-    reduced:   what is done to gradients before the optimiser uses them. Only `parallel` knows over
-               which devices either are spread; it puts the two there while a step is traced.
+    grad:      how gradients are taken. The trainer puts the two there while a step is traced: what
+               is spread over which devices, and in how many parts a batch is taken, is its affair.
     """
 
     step: Any  # int32 []; a template holds shapes instead of arrays, in every field
@@ -124,7 +175,7 @@ class NetworkState:
     ema: Params
     opt_state: optax.OptState
     in_use: Callable[[Params], Params] = flax.struct.field(pytree_node=False, default=_as_it_is)
-    reduced: Callable[[Params], Params] = flax.struct.field(pytree_node=False, default=_as_it_is)
+    grad: Grad = flax.struct.field(pytree_node=False, default=value_and_grad)
 
     @property
     def used(self) -> Variables:
@@ -193,26 +244,22 @@ def from_loss(
     *,
     score: Callable[[Weights, Batch, jax.Array], Metrics] = no_score,
     ema_decay: float = 0.999,
-    grad: Callable[..., Any] = jax.value_and_grad,
     cond: Mapping[str, CondField] = MappingProxyType({}),
 ) -> GenerativeModel:
     """The model of a family with one network and one loss.
 
-    Weights are the variables with the EMA in place of the parameters. `grad` replaces
-    `jax.value_and_grad` (called with `has_aux=True`): the place for accumulation, `pmean`, DP-SGD.
+    Weights are the variables with the EMA in place of the parameters. Gradients are taken by
+    `NetworkState.grad`: the place for accumulation, `pmean`, DP-SGD.
     """
     transformation = optimizer.make()
 
-    def loss_of_params(params: Params, rest: Variables, batch: Batch, key: jax.Array) -> Any:
-        return loss({**rest, "params": params}, batch, key)
-
-    value_and_grad = grad(loss_of_params, has_aux=True)
-
     def step(state: NetworkState, batch: Batch, key: jax.Array) -> tuple[NetworkState, Metrics]:
-        rest = {**state.used}
-        params = rest.pop("params")
-        (value, (metrics, statistics)), grads = value_and_grad(params, rest, batch, key)
-        grads = state.reduced(grads)
+        used = state.used
+
+        def of_params(params: Params, rows: Batch) -> tuple[Float[Array, ""], Any]:
+            return loss({**used, "params": params}, rows, key)
+
+        (value, (metrics, statistics)), grads = state.grad(of_params)(used["params"], batch)
         metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}
         return apply_gradients(state, grads, statistics, transformation, ema_decay), metrics
 

@@ -23,6 +23,7 @@ class Train:
     num_steps: int = 3000
     start_from: str | None = None  # run folder whose weights training starts from (fine-tuning)
     batch_size: int = 128  # examples an update, over all devices
+    accumulate: int = 1  # parts of a batch that gradients are taken of in turn, to save memory
     steps_per_call: int = 50  # updates compiled into one program
     class_balance: float = 0.0  # 0 = draws as the data has them, 1 = every class equally often
     evaluate_every: int = 500  # updates between scores of the validation examples
@@ -48,7 +49,7 @@ class Hook(NamedTuple):
 
 def check(config: Train) -> None:
     """Refuse counts that do not divide into whole calls."""
-    for name in ("num_steps", "batch_size", "steps_per_call"):
+    for name in ("num_steps", "batch_size", "accumulate", "steps_per_call"):
         if getattr(config, name) < 1:
             raise UserError(f"train.{name.replace('_', '-')} must be at least 1.")
     for name in ("num_steps", "evaluate_every", "sample_every", "checkpoint_every"):
@@ -83,7 +84,7 @@ def fit(
     resumed: called once with the first update to be made.
     """
     check(config)
-    parallel.check_batch_size(config.batch_size, mesh)
+    parallel.check_batch_size(config.batch_size, mesh, config.accumulate)
     init_key, step_key = jax.random.split(key)
     template = parallel.abstract(model.init, mesh)
     found = checkpoints and checkpoint.restore(checkpoints, template)
@@ -100,7 +101,7 @@ def fit(
     resumed(first)
     if checkpoints:
         hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, first))]
-    run = parallel.compile_steps(model.step, mesh, template)
+    run = parallel.compile_steps(model.step, mesh, template, config.accumulate)
     pending: tuple[int, Any] | None = None
     stacks = _stacks(batches(first, config.num_steps), config.steps_per_call)
     calls = range(first, config.num_steps, config.steps_per_call)

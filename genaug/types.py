@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Batch = Mapping[str, jax.Array]
@@ -88,7 +89,9 @@ class GenerativeModel(NamedTuple):
     """A family, bound to one example's shapes.
 
     init:    `(key) -> State`. No data needed.
-    step:    `(State, Batch, key) -> (State, Metrics)`. One update of any number of networks.
+    step:    `(State, Batch, key) -> (State, Metrics)`. One update of any number of networks. What
+             an example draws depends on its `batch["index"]`, as in `sample`: its place in the
+             whole batch, wherever it is computed.
     weights: `(State) -> Weights`.
     sample:  `(Weights, key, cond) -> Batch`. `cond["index"]: int32[n]` is always there and row i
              depends only on `(weights, key, cond[i])`: its key is `fold_in(key, index[i])`.
@@ -116,9 +119,25 @@ class ModelConfig(Protocol):
         ...
 
 
-def row_keys(key: jax.Array, cond: Batch) -> jax.Array:
-    """The key of every row that `sample` draws: `fold_in(key, index)`."""
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(cond["index"])
+def row_keys(key: jax.Array, rows: Batch) -> jax.Array:
+    """The key of every row: `fold_in(key, index)`. Rows without an index are counted from 0."""
+    index = rows["index"] if "index" in rows else jnp.arange(len(jax.tree.leaves(rows)[0]))
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(index)
+
+
+def split_keys(keys: jax.Array, count: int) -> list[jax.Array]:
+    """`count` independent keys for every key of [n]."""
+    return list(jnp.swapaxes(jax.vmap(lambda key: jax.random.split(key, count))(keys), 0, 1))
+
+
+def row_normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal values [n, *shape], every row by its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def row_uniform(keys: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+    """Values from 0 to 1 [n, *shape], every row by its own key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
 
 
 def no_score(weights: Weights, batch: Batch, key: jax.Array) -> Metrics:

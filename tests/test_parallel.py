@@ -1,7 +1,10 @@
 """Devices: meshes, shares of a batch, compiled steps and replicas, and who may name them."""
 
 import ast
+import collections
 import itertools
+import math
+import re
 from pathlib import Path
 
 import jax
@@ -13,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 import genaug
 from genaug import parallel
 from genaug.parallel import Mesh, check_batch_size, make_mesh
-from genaug.types import UserError
+from genaug.state import SGD, from_loss
+from genaug.types import UserError, row_keys
 
 PACKAGE = Path(genaug.__file__).parent
 
@@ -52,6 +56,7 @@ def test_a_mesh_that_the_machine_has_not_is_refused(asked):
         (Mesh(tensor=-1), "mesh.tensor is -1; it must be at least 1"),
         (Mesh(fsdp=3, tensor=3), "3 x mesh.tensor 3 is 9, .* 8 device.* from 1 to 8"),
         (Mesh(fsdp=3), "is 3, which does not divide the 8 devices .* --mesh.data 2 .* 2 idle"),
+        (Mesh(fsdp=2, strategy="pmap"), "pmap copies the state .* mesh.fsdp is 2"),
         (Mesh(data=5, fsdp=2), "mesh.data is 5, .* fsdp x tensor is 2: .* number from 1 to 4"),
     ],
 )
@@ -75,6 +80,13 @@ def test_both_suggested_batch_sizes_are_valid(batch_size, num_devices):
     assert suggested[0] < suggested[1]
     for size in suggested:
         check_batch_size(size, mesh)
+
+
+def test_every_part_of_a_batch_is_shared_equally():
+    mesh = make_mesh(Mesh())
+    check_batch_size(32, mesh, 4)
+    with pytest.raises(UserError, match=r"8 devices .* times train.accumulate 4: use 32 or 64"):
+        check_batch_size(40, mesh, 4)
 
 
 @pytest.mark.parametrize("batch_size", [8, 16, 64])
@@ -160,7 +172,9 @@ def test_rules_split_matrices_for_work_and_fsdp_what_is_left_of_them():
         return {"params": layers, "ema": {"tokens": jnp.zeros((64, 16))}, "n": jnp.zeros(64)}
 
     found = jax.tree_util.tree_leaves_with_path(parallel.abstract(init, mesh))
-    specs = {jax.tree_util.keystr(path[-2:], simple=True): leaf.sharding.spec for path, leaf in found}
+    specs = {
+        jax.tree_util.keystr(path[-2:], simple=True): leaf.sharding.spec for path, leaf in found
+    }
     by_output, by_input = P("fsdp", "tensor"), P("tensor", "fsdp")
     assert specs == {
         "qkvkernel": by_output, "mlp_inkernel": by_output,
@@ -170,16 +184,17 @@ def test_rules_split_matrices_for_work_and_fsdp_what_is_left_of_them():
 
 
 @pytest.mark.parametrize(
-    "mesh, words",
+    "rule, words",
     [
-        (Mesh(tensor=2, rules=(("nothing/here$", 0),)), "'nothing/here.' matches no array .*/a/ker"),
-        (Mesh(tensor=2, rules=(("kernel$", -1),)), "mesh.tensor 2 does not divide axis -1 of .*/a/k"),
-        (Mesh(tensor=2, rules=(("kernel$", 2),)), "does not divide axis 2 of .* shape .4, 3."),
+        (("nothing/here$", 0), "'nothing/here.' matches no array .*/a/kernel"),
+        (("kernel$", -1), "mesh.tensor 2 does not divide axis -1 of .*/a/kernel"),
+        (("kernel$", 2), "mesh.tensor 2 does not divide axis 2 of .* shape .4, 3."),
     ],
 )
-def test_rules_that_cannot_be_followed_are_refused(mesh, words):
+def test_rules_that_cannot_be_followed_are_refused(rule, words):
+    mesh = make_mesh(Mesh(tensor=2, rules=(rule,)))
     with pytest.raises(UserError, match=words):
-        parallel.abstract(lambda key: {"params": {"a": {"kernel": jnp.zeros((4, 3))}}}, make_mesh(mesh))
+        parallel.abstract(lambda key: {"params": {"a": {"kernel": jnp.zeros((4, 3))}}}, mesh)
 
 
 def test_a_template_has_the_shapes_of_the_state_and_computes_nothing():
@@ -247,3 +262,75 @@ def test_the_check_of_imports_sees_what_it_looks_for():
         "jax.sharding.Mesh",
         "jax.shard_map",
     ]
+
+
+SIZES = {"w0": (32, 64), "w1": (64, 64), "w2": (64, 8)}
+
+
+def perceptron():
+    """A loss of three matrices, each large enough to be split."""
+
+    def init(key):
+        keys = dict(zip(SIZES, jax.random.split(key, 3), strict=True))
+        return {"params": {k: jax.random.normal(keys[k], SIZES[k]) / 8 for k in SIZES}}
+
+    def loss(variables, batch, key):
+        h = batch["x"]
+        for name in SIZES:
+            h = jnp.tanh(h @ variables["params"][name])
+        return jnp.mean(h**2), ({}, {})
+
+    return from_loss(init, loss, lambda weights, key, cond: {}, SGD())
+
+
+def communicated(mesh):
+    """Elements that each kind of collective of the compiled steps gives, by kind."""
+    model = perceptron()
+    template = parallel.abstract(model.init, mesh)
+    run = parallel.compile_steps(model.step, mesh, template)
+    stack = parallel.split_rows({"x": np.ones((2, 16, 32), np.float32)}, mesh, axis=1)
+    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
+    found = collections.Counter()
+    for shapes, kind in re.findall(
+        r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(", text
+    ):
+        for dims in re.findall(r"f32\[([\d,]*)\]", shapes):
+            found[kind] += math.prod(int(n) for n in dims.split(",") if n)
+    return found
+
+
+NUM_PARAMS = sum(math.prod(shape) for shape in SIZES.values())
+
+
+def test_data_parallel_steps_reduce_the_gradients_once_and_send_nothing_else():
+    found = communicated(make_mesh(Mesh()))
+    assert set(found) == {"all-reduce"}
+    assert NUM_PARAMS <= found["all-reduce"] <= NUM_PARAMS + 4  # and the loss
+
+
+def test_split_states_are_gathered_once_and_never_activations():
+    found = communicated(make_mesh(Mesh(fsdp=8, min_split=1)))
+    assert set(found) <= {"all-reduce", "reduce-scatter", "all-gather"}
+    assert found["all-gather"] == NUM_PARAMS
+    assert found["all-reduce"] <= NUM_PARAMS + 4
+
+
+@pytest.mark.parametrize("mesh, parts", [(Mesh(data=2), 2), (Mesh(data=4, strategy="pmap"), 1)])
+def test_dropout_differs_between_parts_and_between_devices(mesh, parts):
+    """Four parts or shares of equal examples: with one mask for all they would lose alike."""
+
+    def init(key):
+        return {"params": {"w": jnp.ones(16)}}
+
+    def loss(variables, batch, key):
+        keep = jax.random.bernoulli(row_keys(key, batch)[0], 0.5, (16,))
+        lost = jnp.sum(variables["params"]["w"] * keep * batch["x"][0])
+        return lost, ({"square": lost**2}, {})
+
+    model = from_loss(init, loss, lambda weights, key, cond: {}, SGD())
+    devices = make_mesh(mesh)
+    run = parallel.compile_steps(model.step, devices, parallel.abstract(model.init, devices), parts)
+    state = parallel.compile_init(model.init, devices)(jax.random.key(0))
+    stack = parallel.split_rows({"x": np.ones((1, 8), np.float32)}, devices, axis=1)
+    _, metrics = run(state, stack, jax.random.key(1), 0)
+    assert metrics["square"] > metrics["loss"] ** 2 + 1e-3

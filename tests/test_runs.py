@@ -81,6 +81,37 @@ def test_a_coverage_of_fewer_samples_than_neighbours_is_refused(samples):
         runs.check(dataclasses.replace(tiny(), train=train))
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            {"train": {"accumulate": 3, "batch_size": 50}},
+            "50 is not divisible by the 2 devices .* train.accumulate 3",
+        ),
+        ({"mesh": {"data": 1, "tensor": 2}}, "rule .* matches no array of this model"),
+    ],
+)
+def test_what_the_mesh_cannot_take_is_refused_before_anything_is_written(tmp_path, changes, words):
+    experiment = tiny()
+    for part, fields in changes.items():
+        changed = dataclasses.replace(getattr(experiment, part), **fields)
+        experiment = dataclasses.replace(experiment, **{part: changed})
+    with pytest.raises(UserError, match=words):
+        runs.prepare(experiment, tmp_path / "run", compare=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_coverage_of_classes_that_are_all_too_small_is_refused(tmp_path):
+    experiment = dataclasses.replace(
+        tiny(),
+        data=Data(source="digits", rare_classes=tuple("0123456789"), rare_count=5),
+        train=dataclasses.replace(tiny().train, batch_size=32, coverage_samples=12),
+    )
+    with pytest.raises(UserError, match="5 neighbours, and no class has more than 5"):
+        runs.prepare(experiment, tmp_path / "run", compare=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(finished_copy):
     (finished_copy / "checkpoints" / "20" / "state" / "_METADATA").write_text("x")
     assert runs.open_run(finished_copy).step == 10

@@ -1,5 +1,7 @@
 """Updates, averages and schedules, against NumPy; buffers that can be given away."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,16 @@ import numpy as np
 import pytest
 
 from genaug import parallel
-from genaug.state import SGD, Adam, apply_gradients, create, from_loss, started_from
+from genaug.state import (
+    SGD,
+    Adam,
+    accumulated,
+    apply_gradients,
+    create,
+    from_loss,
+    started_from,
+    value_and_grad,
+)
 from genaug.types import UserError, no_score
 
 W = np.array([0.5, -1.0, 2.0], np.float32)
@@ -155,25 +166,32 @@ def test_weights_are_the_average_and_the_statistics():
     assert (weights["params"]["w"] != state.variables["params"]["w"]).any()
 
 
-def test_gradients_accumulated_over_halves_are_the_full_batchs():
-    calls = []
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+def test_gradients_of_parts_are_the_full_batch_s(parts):
+    """Every part is seen once, and never more of the batch at a time."""
+    seen = []
 
-    def halved(function, has_aux):
-        both = jax.value_and_grad(function, has_aux=has_aux)
+    def counting(variables, batch, key):
+        seen.append(len(batch["y"]))
+        return loss(variables, batch, key)
 
-        def grad(params, rest, batch, key):
-            calls.append(len(batch["y"]))
-            halves = [jax.tree.map(lambda a, s=s: a[s], batch) for s in (slice(4), slice(4, 8))]
-            first, second = (both(params, rest, half, key) for half in halves)
-            return jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+    model = from_loss(init, counting, sample, SGD())
+    state = model.init(jax.random.key(0))
+    told = dataclasses.replace(state, grad=accumulated(value_and_grad, parts))
+    found = jax.jit(model.step)(told, BATCH, jax.random.key(0))
+    assert set(seen) == {8 // parts}
+    want = jax.jit(model.step)(state, BATCH, jax.random.key(0))
+    leaves = (jax.tree.leaves(pair) for pair in (want, found))
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
-        return grad
 
-    [(full, metrics)] = trained(SGD(), 1)
-    [(state, accumulated)] = trained(SGD(), 1, grad=halved)
-    assert calls == [8]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), full, state)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, accumulated)
+def test_parts_that_do_not_divide_the_batch_are_refused():
+    model = model_of(SGD())
+    state = model.init(jax.random.key(0))
+    told = dataclasses.replace(state, grad=accumulated(value_and_grad, 3))
+    with pytest.raises(UserError, match=r"8 examples .* train.accumulate 3"):
+        model.step(told, BATCH, jax.random.key(0))
 
 
 def test_steps_are_counted_and_dtypes_kept():

@@ -121,6 +121,7 @@ def replica_fn(
 
     def batch_of(condition: Condition, key: jax.Array) -> tuple[Array, Array]:
         key_draw, key_warp = jax.random.split(key)
+        keys = jax.random.split(key_warp, config.batch_size)
         u = jax.random.uniform(key_draw, (config.batch_size,))
         rows = jnp.searchsorted(condition.cumulative, u, side="right")
         rows = jnp.minimum(rows, condition.labels.shape[0] - 1)
@@ -128,7 +129,7 @@ def replica_fn(
         is_warped = sum(jnp.abs(jnp.asarray(s)) for s in strength) > 0
         x = lax.cond(
             is_warped,
-            lambda x: transforms.warp_batch(x, key_warp, strength, smoothing),
+            lambda x: transforms.warp_batch(x, keys, strength, smoothing),
             lambda x: x,
             x,
         )

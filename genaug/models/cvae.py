@@ -36,6 +36,7 @@ from genaug.types import (
     UserError,
     Weights,
     row_keys,
+    split_keys,
 )
 
 
@@ -95,10 +96,10 @@ class CVAE:
         def loss(
             variables: Variables, batch: Batch, key: jax.Array
         ) -> tuple[Array, tuple[Metrics, Variables]]:
-            key_eps, key_warp = jax.random.split(key)
-            batch = {**batch, "image": vae.augmented(batch["image"], key_warp, self.augment)}
+            keys_eps, keys_warp = split_keys(row_keys(key, batch), 2)
+            batch = {**batch, "image": vae.augmented(batch["image"], keys_warp, self.augment)}
             posterior = encode(variables, batch["image"], batch["label"])
-            terms = vae.elbo_terms(lambda z: log_prob(variables, batch, z), posterior, key_eps)
+            terms = vae.elbo_terms(lambda z: log_prob(variables, batch, z), posterior, keys_eps)
             return vae.negative_elbo(*terms, self.beta)
 
         def sample(weights: Weights, key: jax.Array, cond: Batch) -> Batch:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from genaug.models.vae import check_latent_dim
 from genaug.nets import dcgan as nets
@@ -44,6 +44,8 @@ from genaug.types import (
     Weights,
     no_score,
     row_keys,
+    row_uniform,
+    split_keys,
 )
 
 Scalar = Float[Array, ""]
@@ -125,7 +127,7 @@ class DCGAN:
 
         def sample(weights: Weights, key: jax.Array, cond: Batch) -> Batch:
             keys = row_keys(key, cond)
-            z = jax.vmap(lambda key: latents(key, (self.latent_dim,)))(keys)
+            z = latents(keys, self.latent_dim)
             default = jnp.full(z.shape[0], self.temperature)
             z = jnp.expand_dims(cond.get("temperature", default), 1) * z
             label = {"label": cond["label"]} if self.conditional else {}
@@ -194,9 +196,9 @@ def check_levels(name: str, features: tuple[int, ...], shape: tuple[int, ...]) -
         )
 
 
-def latents(key: jax.Array, shape: tuple[int, ...]) -> Float[Array, ...]:
-    """Noise that generators start from (Radford et al. 2016, 4.1: uniform)."""
-    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+def latents(keys: jax.Array, latent_dim: int) -> Float[Array, "n d"]:
+    """Noise that generators start from (Radford et al. 2016, 4.1: uniform), each by its own key."""
+    return 2.0 * row_uniform(keys, (latent_dim,)) - 1.0
 
 
 def bind(config: DCGAN, generator: nets.Generator, discriminator: nets.Discriminator) -> Bound:
@@ -234,58 +236,53 @@ def moment_gap(real: Float[Array, "n h w c"], fake: Float[Array, "m h w c"]) -> 
     return jnp.mean(mean + deviation)
 
 
+class Part(NamedTuple):
+    """Real examples, and the keys of what is drawn for each of them."""
+
+    x: Float[Array, "n h w c"]
+    label: Int[Array, " n"] | None
+    keys: jax.Array  # [n]
+
+
 def discriminator_update(
-    config: DCGAN,
-    bound: Bound,
-    generator: Params,
-    state: NetworkState,
-    x: Float[Array, "n h w c"],
-    label: Array | None,
-    key: jax.Array,
+    config: DCGAN, bound: Bound, generator: Params, state: NetworkState, part: Part
 ) -> tuple[NetworkState, Metrics]:
     """One update of the discriminator, on real images and as many generated."""
-    key_z, key_real, key_fake, key_share = jax.random.split(key, 4)
     variables = state.used
-    fake, _ = bound.generate(generator, latents(key_z, (x.shape[0], config.latent_dim)), label)
-    real = diffaugment.augment_batch(x, key_real, config.augment)
-    fake = diffaugment.augment_batch(fake, key_fake, config.augment)
 
-    def loss(params: Params) -> tuple[Array, tuple[Metrics, Variables]]:
+    def loss(params: Params, rows: Part) -> tuple[Array, tuple[Metrics, Variables]]:
+        keys_z, keys_real, keys_fake, keys_share = split_keys(rows.keys, 4)
         params, statistics = bound.constrain({**variables, "params": params})
-        judge = lambda images: bound.judge(params, images, label)  # noqa: E731
+        judge = lambda images: bound.judge(params, images, rows.label)  # noqa: E731
+        fake, _ = bound.generate(generator, latents(keys_z, config.latent_dim), rows.label)
+        real = diffaugment.augment_batch(rows.x, keys_real, config.augment)
+        fake = diffaugment.augment_batch(fake, keys_fake, config.augment)
         real_logits, fake_logits = judge(real), judge(fake)
         value = config.loss.d_loss(real_logits, fake_logits)
         metrics = {"d_real": jnp.mean(real_logits), "d_fake": jnp.mean(fake_logits)}
         if config.loss.penalty_weight:
-            metrics["penalty"] = gradient_penalty(judge, real, fake, key_share)
+            metrics["penalty"] = gradient_penalty(judge, real, fake, keys_share)
             value = value + config.loss.penalty_weight * metrics["penalty"]
         return value, ({"d_loss": value, **metrics}, statistics)
 
-    grads, (metrics, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
-    grads = state.reduced(grads)
-    metrics["d_grad_norm"] = optax.tree.norm(grads)
+    (_, (metrics, statistics)), grads = state.grad(loss)(variables["params"], part)
+    metrics = {**metrics, "d_grad_norm": optax.tree.norm(grads)}
     return apply_gradients(state, grads, statistics, bound.d_optimizer, 0.0), metrics
 
 
 def generator_update(
-    config: DCGAN,
-    bound: Bound,
-    state: NetworkState,
-    discriminator: Variables,
-    z: Float[Array, "n z"],
-    label: Array | None,
-    key: jax.Array,
+    config: DCGAN, bound: Bound, state: NetworkState, discriminator: Variables, part: Part
 ) -> tuple[NetworkState, Metrics]:
-    """One update of the generator; its statistics stay as they are."""
+    """One update of the generator, on as many images as `part` has; its statistics stay."""
     params_d, _ = bound.constrain(discriminator)
 
-    def loss(params: Params) -> Array:
-        fake, _ = bound.generate(params, z, label)
-        seen = diffaugment.augment_batch(fake, key, config.augment)
-        return config.loss.g_loss(bound.judge(params_d, seen, label))
+    def loss(params: Params, rows: Part) -> tuple[Array, None]:
+        keys_z, keys_fake = split_keys(rows.keys, 2)
+        fake, _ = bound.generate(params, latents(keys_z, config.latent_dim), rows.label)
+        seen = diffaugment.augment_batch(fake, keys_fake, config.augment)
+        return config.loss.g_loss(bound.judge(params_d, seen, rows.label)), None
 
-    value, grads = jax.value_and_grad(loss)(state.used["params"])
-    grads = state.reduced(grads)
+    (value, _), grads = state.grad(loss)(state.used["params"], part)
     metrics = {"g_loss": value, "g_grad_norm": optax.tree.norm(grads)}
     return apply_gradients(state, grads, {}, bound.g_optimizer, config.ema_decay), metrics
 
@@ -323,30 +320,25 @@ def adversarial_step(
             f"train.batch-size {count} does not divide into model.loss.critic-steps {parts} "
             f"parts: use {below} or {below + parts}."
         )
-    key_d, key_g, key_z, key_ema = jax.random.split(key, 4)
+    keys_d, keys_g, keys_ema = split_keys(row_keys(key, batch), 3)
     # Every part takes rows from all over the batch, so from every device that holds some of it.
     split = jax.tree.map(
         lambda rows: jnp.swapaxes(rows.reshape(count // parts, parts, *rows.shape[1:]), 0, 1),
-        (x, label),
+        Part(x, label, keys_d),
     )
 
-    def critic(discriminator: NetworkState, part: Any) -> tuple[NetworkState, Metrics]:
-        (x, label), key = part
+    def critic(discriminator: NetworkState, part: Part) -> tuple[NetworkState, Metrics]:
         return discriminator_update(
-            config, bound, state.generator.used["params"], discriminator,
-            x, label, key,
-        )  # fmt: skip
+            config, bound, state.generator.used["params"], discriminator, part
+        )
 
-    discriminator, d_metrics = lax.scan(
-        critic, state.discriminator, (split, jax.random.split(key_d, parts))
-    )
+    discriminator, d_metrics = lax.scan(critic, state.discriminator, split)
     d_metrics = jax.tree.map(lambda values: jnp.mean(values, axis=0), d_metrics)
-    few = None if label is None else label[::parts]
-    z = latents(key_z, (count // parts, config.latent_dim))
+    some = jax.tree.map(lambda rows: rows[::parts], Part(x, label, keys_g))
     generator, g_metrics = generator_update(
-        config, bound, state.generator, discriminator.used, z, few, key_g
+        config, bound, state.generator, discriminator.used, some
     )
-    z = latents(key_ema, (count, config.latent_dim))
+    z = latents(keys_ema, config.latent_dim)
     averaged, moments = bound.generate(generator.in_use(generator.ema), z, label)
     metrics = {
         "loss": d_metrics["d_loss"] + g_metrics["g_loss"],

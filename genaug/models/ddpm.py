@@ -25,6 +25,7 @@ Score: "bits_per_dim", the variational bound of `num_levels` steps (Ho et al. 20
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -52,11 +53,17 @@ from genaug.types import (
     UserError,
     Weights,
     row_keys,
+    row_normal,
+    row_uniform,
+    split_keys,
 )
 
 Values = Float[Array, "n h w c"]
 Images = UInt8[Array, "n h w c"]
 PerExample = Float[Array, " n"]
+
+GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+"""The golden ratio less 1: no number's multiples, modulo 1, are spread more evenly."""
 
 VLB_WEIGHT = 1e-3
 """Share of the bound in the loss that learns the variance (Nichol & Dhariwal 2021, section 3.1)."""
@@ -166,14 +173,18 @@ def _loss(
     network: _Network, variables: Variables, batch: Batch, key: jax.Array
 ) -> tuple[Array, tuple[Metrics, Variables]]:
     config = network.config
-    key_warp, key_time, key_eps, key_label, key_dropout = jax.random.split(key, 5)
-    x0, description = _warped(config, batch["image"], key_warp)
+    key_time, key_rows, key_dropout = jax.random.split(key, 3)
+    keys_warp, keys_eps, keys_label = split_keys(row_keys(key_rows, batch), 3)
+    x0, description = _warped(config, batch["image"], keys_warp)
     n = x0.shape[0]
-    level = config.schedule.level(config.schedule.training_time(stratified(key_time, n)))
-    eps = jax.random.normal(key_eps, x0.shape)
+    place = batch["index"] if "index" in batch else jnp.arange(n)
+    level = config.schedule.level(config.schedule.training_time(spread(key_time, place)))
+    eps = row_normal(keys_eps, x0.shape[1:])
     xt = noise.diffuse(x0, eps, level)
-    label = _hidden(network, batch, key_label)
-    output, fraction = _predict(network, variables, xt, level, label, description, key_dropout)
+    label = _hidden(network, batch, keys_label)
+    # One mask for the rows at hand; a part of a batch, or a device's share, has its own.
+    dropout = row_keys(key_dropout, batch)[0]
+    output, fraction = _predict(network, variables, xt, level, label, description, dropout)
     target = noise.target_of(config.prediction, x0, eps, level)
     error = jnp.mean((output - target) ** 2, axis=(1, 2, 3))
     weight = jnp.ones(n)
@@ -325,29 +336,33 @@ def _conditions(config: DDPM, spec: Spec, label: LabelSpec | None) -> dict[str, 
     }
 
 
-def stratified(key: jax.Array, n: int) -> PerExample:
-    """n values in (0, 1], one in each n-th, from a random one on (Kingma et al. 2021, I.1)."""
-    return 1.0 - (jnp.arange(n) / n + jax.random.uniform(key)) % 1.0
+def spread(key: jax.Array, place: Int[Array, " n"]) -> PerExample:
+    """Values in (0, 1] that cover it evenly, whatever part of the batch 0, 1, ... is at hand.
+
+    Low variance as Kingma et al. 2021, I.1, but by multiples of the golden ratio from a random
+    start (Kronecker's sequence), which needs no number of examples.
+    """
+    return 1.0 - (place * GOLDEN % 1.0 + jax.random.uniform(key)) % 1.0
 
 
-def _warped(config: DDPM, x: Images, key: jax.Array) -> tuple[Values, Array | None]:
+def _warped(config: DDPM, x: Images, keys: jax.Array) -> tuple[Values, Array | None]:
     """The training images in [-1, 1], augmented as the config asks, and how."""
     if not config.augment:
         return to_net(x), None
     warp = Warp()
     strength = warp.scaled(config.augment)
     images, description = warp_described(
-        to_unit(x), key, strength, warp.smoothing, config.augment_probability
+        to_unit(x), keys, strength, warp.smoothing, config.augment_probability
     )
     return 2.0 * images - 1.0, description
 
 
-def _hidden(network: _Network, batch: Batch, key: jax.Array) -> Array | None:
+def _hidden(network: _Network, batch: Batch, keys: jax.Array) -> Array | None:
     """The labels, some of them replaced by `num_classes`: no label."""
     if not network.num_classes:
         return None
     label = batch["label"]
-    hide = jax.random.bernoulli(key, network.config.label_dropout, label.shape)
+    hide = row_uniform(keys) < network.config.label_dropout
     return jnp.where(hide, network.num_classes, label)
 
 

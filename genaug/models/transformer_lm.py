@@ -35,6 +35,7 @@ from genaug.types import (
     TokenSpec,
     UserError,
     Weights,
+    row_keys,
 )
 
 
@@ -89,7 +90,8 @@ class TransformerLM:
             variables: Variables, batch: Batch, key: jax.Array | None = None
         ) -> tuple[Float[Array, "n t"], Bool[Array, "n t"], Bool[Array, "n t"]]:
             mask = transformer.document_mask(batch["segments"][:, :-1])
-            rngs = None if key is None else {"dropout": key}
+            # One mask for the rows at hand; a part of a batch, or a device's share, has its own.
+            rngs = None if key is None else {"dropout": row_keys(key, batch)[0]}
             inputs = batch["tokens"][:, :-1]
             logits, _ = net.apply(variables, inputs, mask, train=key is not None, rngs=rngs)
             return target_nll(logits, batch)
@@ -103,7 +105,8 @@ class TransformerLM:
                 "bits_per_byte": bits_per_byte(total, jnp.sum(batch["num_bytes"])),
                 "accuracy": jnp.sum(right) / count,
             }
-            return total / count, (metrics, {})
+            # Over all positions: a mean of parts of a batch is then the mean of the batch.
+            return total / values.size, (metrics, {})
 
         def score(weights: Weights, batch: Batch, key: jax.Array) -> Metrics:
             del key

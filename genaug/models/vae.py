@@ -40,6 +40,8 @@ from genaug.types import (
     UserError,
     Weights,
     row_keys,
+    row_normal,
+    split_keys,
 )
 
 Latent = Float[Array, "n z"]
@@ -94,9 +96,9 @@ class VAE:
         def loss(
             variables: Variables, batch: Batch, key: jax.Array
         ) -> tuple[Array, tuple[Metrics, Variables]]:
-            key_eps, key_warp = jax.random.split(key)
-            x = augmented(batch["image"], key_warp, self.augment)
-            terms = elbo_terms(lambda z: log_prob(variables, x, z), encode(variables, x), key_eps)
+            keys_eps, keys_warp = split_keys(row_keys(key, batch), 2)
+            x = augmented(batch["image"], keys_warp, self.augment)
+            terms = elbo_terms(lambda z: log_prob(variables, x, z), encode(variables, x), keys_eps)
             return negative_elbo(*terms, self.beta)
 
         def sample(weights: Weights, key: jax.Array, cond: Batch) -> Batch:
@@ -140,14 +142,16 @@ def check_latent_dim(latent_dim: int) -> None:
         raise UserError(f"model.latent-dim is {latent_dim}; it must be at least 1.")
 
 
-def augmented(x: UInt8[Array, "n h w c"], key: jax.Array, factor: float) -> UInt8[Array, "n h w c"]:
+def augmented(
+    x: UInt8[Array, "n h w c"], keys: jax.Array, factor: float
+) -> UInt8[Array, "n h w c"]:
     """The images, warped `factor` times as strongly as the classical baseline does.
 
     The warps leak into the samples (a slanted digit is a digit); without them the encoder and
     decoder learn a small dataset by heart.
     """
     warp = Warp()
-    return warp_bytes(x, key, warp.scaled(factor), warp.smoothing) if factor else x
+    return warp_bytes(x, keys, warp.scaled(factor), warp.smoothing) if factor else x
 
 
 def gaussian_kl(posterior: Posterior) -> PerExample:
@@ -163,10 +167,10 @@ def reparametrise(posterior: Posterior, eps: Latent) -> Latent:
 
 
 def elbo_terms(
-    log_prob: Callable[[Latent], PerExample], posterior: Posterior, key: jax.Array
+    log_prob: Callable[[Latent], PerExample], posterior: Posterior, keys: jax.Array
 ) -> tuple[PerExample, PerExample]:
     """One-draw log p(x|z), and the exact KL, per example."""
-    eps = jax.random.normal(key, posterior[0].shape)
+    eps = row_normal(keys, posterior[0].shape[1:])
     return log_prob(reparametrise(posterior, eps)), gaussian_kl(posterior)
 
 

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from genaug.types import row_uniform
+
 Logits = Float[Array, " n"]
 Images = Float[Array, "n h w c"]
 Scalar = Float[Array, ""]
@@ -72,13 +74,13 @@ Loss = NonSaturating | Hinge | WassersteinGP
 
 
 def gradient_penalty(
-    critic: Callable[[Array], Array], real: Images, fake: Images, key: jax.Array
+    critic: Callable[[Array], Array], real: Images, fake: Images, keys: jax.Array
 ) -> Scalar:
     """E (||dD/dx|| - 1)^2 at uniform points between pairs (Gulrajani et al. 2017, eq. 3).
 
     `critic` maps images to logits, each of its own image alone.
     """
-    share = jax.random.uniform(key, (real.shape[0], 1, 1, 1))
+    share = row_uniform(keys, (1, 1, 1))
     slopes = jax.grad(lambda x: jnp.sum(critic(x)))(share * real + (1.0 - share) * fake)
     # The root of a slope of exactly zero would have no gradient.
     norms = jnp.sqrt(jnp.sum(slopes**2, axis=(1, 2, 3)) + 1e-12)

@@ -94,8 +94,7 @@ def augment(image: Image, key: jax.Array, policy: DiffAugment) -> Image:
 
 
 def augment_batch(
-    images: Float[Array, "n h w c"], key: jax.Array, policy: DiffAugment
+    images: Float[Array, "n h w c"], keys: jax.Array, policy: DiffAugment
 ) -> Float[Array, "n h w c"]:
-    """A batch, each image by its own draw."""
-    keys = jax.random.split(key, images.shape[0])
+    """A batch, each image by its own key of `keys` [n]."""
     return jax.vmap(lambda image, key: augment(image, key, policy))(images, keys)

@@ -146,7 +146,7 @@ DESCRIPTION_DIM = 7
 
 def warp_described(
     images: Float[Array, "n h w c"],
-    key: jax.Array,
+    keys: jax.Array,
     strength: Strength,
     smoothing: float,
     probability: float,
@@ -176,20 +176,19 @@ def warp_described(
         )
         return apply_warp(image, draw), description
 
-    return jax.vmap(one)(images, jax.random.split(key, images.shape[0]))
+    return jax.vmap(one)(images, keys)
 
 
 def warp_batch(
-    images: Float[Array, "n h w c"], key: jax.Array, strength: Strength, smoothing: float
+    images: Float[Array, "n h w c"], keys: jax.Array, strength: Strength, smoothing: float
 ) -> Float[Array, "n h w c"]:
-    """A batch, each image by its own draw."""
-    keys = jax.random.split(key, images.shape[0])
+    """A batch, each image by its own key of `keys` [n]."""
     return jax.vmap(lambda image, key: warp(image, key, strength, smoothing))(images, keys)
 
 
 def warp_bytes(
-    images: UInt8[Array, "n h w c"], key: jax.Array, strength: Strength, smoothing: float
+    images: UInt8[Array, "n h w c"], keys: jax.Array, strength: Strength, smoothing: float
 ) -> UInt8[Array, "n h w c"]:
     """`warp_batch` of byte images, rounded to bytes."""
-    warped = warp_batch(images.astype(jnp.float32), key, strength, smoothing)
+    warped = warp_batch(images.astype(jnp.float32), keys, strength, smoothing)
     return jnp.round(jnp.clip(warped, 0.0, 255.0)).astype(jnp.uint8)

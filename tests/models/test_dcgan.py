@@ -18,7 +18,7 @@ from genaug.nets import layers
 from genaug.nets.adversarial import Hinge, NonSaturating, WassersteinGP
 from genaug.state import SGD
 from genaug.transforms.diffaugment import PAPER, DiffAugment
-from genaug.types import LabelSpec, UserError
+from genaug.types import LabelSpec, UserError, row_uniform, split_keys
 
 SHAPE, CLASSES, LATENT = (8, 12, 3), 4, 5
 SPEC = {"image": jax.ShapeDtypeStruct(SHAPE, np.uint8), "label": LabelSpec(CLASSES)}
@@ -221,7 +221,10 @@ def test_generator_is_its_pytorch_twin(conditional, key):
     _, bound, state = prepared(conditional=conditional)
     params = state.generator.variables["params"]
     label = LABEL if conditional else None
-    z, weights = dcgan.latents(key, (6, LATENT)), jax.random.normal(key, (6, *SHAPE))
+    z, weights = (
+        dcgan.latents(jax.random.split(key, 6), LATENT),
+        jax.random.normal(key, (6, *SHAPE)),
+    )
     twin = GeneratorTwin(params)
     want = twin(z, label)
     images, moments = bound.generate(params, z, label)
@@ -266,7 +269,7 @@ def test_discriminator_update_is_its_pytorch_twin_s(loss, norm, key):
         penalty = ((slopes.flatten(1).norm(dim=1) - 1) ** 2).mean()
         d_loss = d_loss + 10 * penalty
     stub = bound._replace(generate=lambda params, z, label: (fake, {}))
-    after, metrics = dcgan.discriminator_update(config, stub, {}, network, x, LABEL, key)
+    after, metrics = dcgan.discriminator_update(config, stub, {}, network, part(x, LABEL, key))
     assert_close(metrics["d_real"], real_logits.mean().item())
     assert_close(metrics["d_fake"], fake_logits.mean().item())
     assert_close(metrics["d_loss"], d_loss.item())
@@ -285,9 +288,14 @@ def test_discriminator_update_is_its_pytorch_twin_s(loss, norm, key):
             assert_close(found, twin.convs[conv].weight_u)
 
 
+def part(x, label, key):
+    """Examples, each with a key."""
+    return dcgan.Part(x, label, jax.random.split(key, len(x)))
+
+
 def between(real, fake, key, torch):
     """The points of the penalty, by the same draw."""
-    share = jax.random.uniform(jax.random.split(key, 4)[3], (6, 1, 1, 1))
+    share = row_uniform(split_keys(jax.random.split(key, 6), 4)[3], (1, 1, 1))
     share = torch.tensor(np.asarray(share))
     return share * real + (1 - share) * fake
 
@@ -296,10 +304,11 @@ def between(real, fake, key, torch):
 def test_generator_update_is_its_pytorch_twin_s(norm, key):
     config, bound, state = prepared(norm=norm, conditional=True)
     network, judged = state.generator, state.discriminator.variables
-    z = dcgan.latents(key, (6, LATENT))
+    examples = part(dcgan.to_net(batch()["image"]), LABEL, key)
+    z = dcgan.latents(split_keys(examples.keys, 2)[0], LATENT)
     twin, judge = GeneratorTwin(network.variables["params"]), DiscriminatorTwin(judged, norm)
     loss = twin.torch.nn.functional.softplus(-judge(twin(z, LABEL), LABEL)).mean()
-    after, metrics = dcgan.generator_update(config, bound, network, judged, z, LABEL, key)
+    after, metrics = dcgan.generator_update(config, bound, network, judged, examples)
     assert_close(metrics["g_loss"], loss.item())
     grads = jax.tree.map(
         lambda old, new: (old - new) / RATE, network.variables["params"], after.variables["params"]
@@ -315,13 +324,12 @@ def test_generator_update_is_its_pytorch_twin_s(norm, key):
 def test_augmentation_reaches_real_and_generated_images_in_both_updates(key):
     def brightness(config, bound, state):
         bound = bound._replace(judge=lambda params, images, label: images.mean((1, 2, 3)))
-        generator, x = state.generator, dcgan.to_net(batch()["image"])
+        generator, examples = state.generator, part(dcgan.to_net(batch()["image"]), None, key)
         _, metrics = dcgan.discriminator_update(
-            config, bound, generator.variables["params"], state.discriminator, x, None, key
+            config, bound, generator.variables["params"], state.discriminator, examples
         )
-        z = dcgan.latents(key, (6, LATENT))
         _, more = dcgan.generator_update(
-            config, bound, generator, state.discriminator.variables, z, None, key
+            config, bound, generator, state.discriminator.variables, examples
         )
         return np.array([metrics["d_real"], metrics["d_fake"], more["g_loss"]])
 
@@ -371,7 +379,7 @@ def test_an_update_is_one_power_iteration_for_both_kinds_of_images(key):
     config, bound, state = prepared(norm="spectral")
     x = dcgan.to_net(batch()["image"])
     generator, network = state.generator.variables["params"], state.discriminator
-    after, _ = dcgan.discriminator_update(config, bound, generator, network, x, None, key)
+    after, _ = dcgan.discriminator_update(config, bound, generator, network, part(x, None, key))
     _, want = nets.spectral_normalise(network.variables["params"], network.variables["spectral"])
     jax.tree.map(np.testing.assert_array_equal, after.variables["spectral"], want)
 
@@ -432,7 +440,7 @@ def test_sampling_uses_the_moments_of_the_averaged_weights(key):
 
     after = train(state, key)
     jax.tree.map(np.testing.assert_array_equal, after.generator.ema, ema)
-    z = dcgan.latents(jax.random.key(9), (20_000, LATENT))
+    z = dcgan.latents(jax.random.split(jax.random.key(9), 20_000), LATENT)
     _, want = bound.generate(ema, z, None)
     _, other = bound.generate(network.variables["params"], z, None)
     weights = config.make(SPEC).weights(after)
@@ -484,7 +492,7 @@ def test_samples_are_the_twin_s_in_evaluation_mode(conditional, key):
     cond |= {"label": LABEL} if conditional else {}
     rows = jax.jit(model.sample)(model.weights(state), key, cond)
     assert set(rows) == ({"image", "label"} if conditional else {"image"})
-    z = jax.vmap(lambda i: dcgan.latents(jax.random.fold_in(key, i), (LATENT,)))(index)
+    z = dcgan.latents(jax.vmap(lambda i: jax.random.fold_in(key, i))(index), LATENT)
     twin = GeneratorTwin(state.generator.ema, train=False)
     for level, norm in enumerate(twin.norms):
         found = stats[f"norm_{level}"]["BatchNorm_0"]
@@ -497,7 +505,7 @@ def test_samples_are_the_twin_s_in_evaluation_mode(conditional, key):
 
 
 def test_noise_is_uniform(key):
-    z = np.asarray(dcgan.latents(key, (1000, LATENT)))
+    z = np.asarray(dcgan.latents(jax.random.split(key, 1000), LATENT))
     assert -1 <= z.min() < -0.99
     assert 0.99 < z.max() <= 1
     np.testing.assert_allclose(z.var(), 1 / 3, rtol=0.05)

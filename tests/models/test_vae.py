@@ -110,7 +110,9 @@ def test_training_terms_are_the_bound_in_two_parts(key):
     """E[log p(x|z)] - KL(q || p), the second part exact: the same number as `bounds` estimates."""
     rows = 20_000
     model = LinearGaussian(rows)
-    reconstruction, kl = vae.elbo_terms(model.log_prob, model.posterior(0.4, 0.5), key)
+    reconstruction, kl = vae.elbo_terms(
+        model.log_prob, model.posterior(0.4, 0.5), jax.random.split(key, rows)
+    )
     error = np.std(reconstruction) / np.sqrt(rows)
     want = model.log_evidence - model.gap(0.4, 0.5)
     np.testing.assert_allclose(np.mean(reconstruction - kl), want, atol=5 * error)

@@ -66,10 +66,10 @@ def test_gradients_are_pytorch_s(loss):
 def test_penalty_of_a_linear_critic_is_in_closed_form(slope, key):
     """D(x) = w.x has the slope |w| everywhere; d/dw (|w| - 1)^2 = 2 (|w| - 1) w/|w|."""
     real, fake, w = jax.random.normal(key, (3, 6, 4, 5, 2))
-    w = slope * w[0] / jnp.linalg.norm(w[0])
+    w, keys = slope * w[0] / jnp.linalg.norm(w[0]), jax.random.split(key, 6)
 
     def penalty(w):
-        return gradient_penalty(lambda x: jnp.einsum("nhwc,hwc->n", x, w), real, fake, key)
+        return gradient_penalty(lambda x: jnp.einsum("nhwc,hwc->n", x, w), real, fake, keys)
 
     value, gradient = jax.value_and_grad(penalty)(w)
     np.testing.assert_allclose(value, (slope - 1) ** 2, rtol=1e-5, atol=1e-10)
@@ -82,6 +82,7 @@ def test_penalty_is_taken_between_pairs_at_uniform_places(key):
     count = 20_000
     real = jnp.zeros((count, 1, 1, 1))
     fake = jnp.full((count, 1, 1, 1), 2.0)
-    found = gradient_penalty(lambda x: jnp.sum(x**2, axis=(1, 2, 3)) / 2, real, fake, key)
+    keys = jax.random.split(key, count)
+    found = gradient_penalty(lambda x: jnp.sum(x**2, axis=(1, 2, 3)) / 2, real, fake, keys)
     # E (2u - 1)^2 = 1/3, with variance 1/5 - 1/9.
     np.testing.assert_allclose(found, 1 / 3, atol=5 * np.sqrt(4 / 45 / count))

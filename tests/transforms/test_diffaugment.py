@@ -51,7 +51,8 @@ def test_cutout_blanks_a_rectangle_that_may_lie_half_outside(row, column, want):
 
 def draws(policy, image, count=400):
     images = jnp.broadcast_to(image, (count, *image.shape))
-    return np.asarray(jax.jit(augment_batch, static_argnums=2)(images, jax.random.key(1), policy))
+    keys = jax.random.split(jax.random.key(1), count)
+    return np.asarray(jax.jit(augment_batch, static_argnums=2)(images, keys, policy))
 
 
 def assert_uniform(values, low, high):
@@ -150,13 +151,13 @@ def test_the_whole_policy_is_linear_in_the_image_up_to_brightness(key):
 
 def test_images_of_a_batch_do_not_influence_each_other(key):
     batch, other = jax.random.normal(key, (2, 4, 8, 8, 3))
-    mixed = other.at[2].set(batch[2])
-    found, changed = (augment_batch(images, key, PAPER) for images in (batch, mixed))
+    mixed, keys = other.at[2].set(batch[2]), jax.random.split(key, 4)
+    found, changed = (augment_batch(images, keys, PAPER) for images in (batch, mixed))
     np.testing.assert_array_equal(found[2], changed[2])
     assert (
         (np.asarray(found)[[0, 1, 3]] != np.asarray(changed)[[0, 1, 3]]).any(axis=(1, 2, 3)).all()
     )
-    same = augment_batch(jnp.broadcast_to(batch[0], batch.shape), key, PAPER)
+    same = augment_batch(jnp.broadcast_to(batch[0], batch.shape), keys, PAPER)
     assert len(np.unique(np.asarray(same).reshape(4, -1), axis=0)) == 4
 
 

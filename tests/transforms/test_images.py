@@ -135,22 +135,23 @@ def test_the_elastic_field_is_as_smooth_as_its_gaussian():
 
 def test_every_example_of_a_batch_is_warped_by_its_own_draw(key):
     batch = jnp.repeat(image()[None], 4, axis=0)
-    warped = np.asarray(warp_batch(batch, key, Warp().affine_elastic(), SMOOTHING))
+    keys = jax.random.split(key, 4)
+    warped = np.asarray(warp_batch(batch, keys, Warp().affine_elastic(), SMOOTHING))
     for i in range(4):
         for j in range(i):
             assert np.abs(warped[i] - warped[j]).max() > 0.05
-    again = warp_batch(batch, key, Warp().affine_elastic(), SMOOTHING)
+    again = warp_batch(batch, keys, Warp().affine_elastic(), SMOOTHING)
     np.testing.assert_array_equal(warped, again)
 
 
 def test_bytes_stay_bytes(key):
     batch = np.random.default_rng(0).integers(0, 256, (3, *SHAPE)).astype(np.uint8)
-    strength = Warp().affine_elastic()
-    got = warp_bytes(jnp.asarray(batch), key, strength, SMOOTHING)
+    strength, keys = Warp().affine_elastic(), jax.random.split(key, 3)
+    got = warp_bytes(jnp.asarray(batch), keys, strength, SMOOTHING)
     assert got.dtype == np.uint8
-    want = warp_batch(jnp.asarray(batch, jnp.float32), key, strength, SMOOTHING)
+    want = warp_batch(jnp.asarray(batch, jnp.float32), keys, strength, SMOOTHING)
     np.testing.assert_array_equal(got, np.rint(want))
-    plain = warp_bytes(jnp.asarray(batch), key, Strength(), SMOOTHING)
+    plain = warp_bytes(jnp.asarray(batch), keys, Strength(), SMOOTHING)
     np.testing.assert_array_equal(plain, batch)
 
 
