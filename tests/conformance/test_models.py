@@ -206,6 +206,24 @@ def test_any_mesh_trains_alike_under_sgd(sgd_case):
         assert_moved_alike(start, jax.device_get(one), jax.device_get(other))
 
 
+def test_split_states_are_gathered_and_activations_never(case):
+    """Whatever is gathered has the shape of an array of the state, up to the order of its axes."""
+    mesh = mesh_of(2, fsdp=4)
+    template = parallel.abstract(case.model.init, mesh)
+    run = parallel.compile_steps(case.model.step, mesh, template)
+    stack = parallel.split_rows(case.stack(0, 1), mesh, axis=1)
+    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
+    state = {axes(leaf.shape) for leaf in jax.tree.leaves(template)}
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
+    assert gathered
+    assert {axes(int(n) for n in shape.split(",")) for shape in gathered} <= state
+    assert not re.search(r" (all-to-all|collective-permute)\(", text)
+
+
+def axes(shape: Any) -> tuple[int, ...]:
+    return tuple(sorted(n for n in shape if n > 1))
+
+
 def paths(tree: Any) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
