@@ -102,10 +102,11 @@ class TransformerLM:
             values, right, counts = nll(variables, batch, key)
             total, count = jnp.sum(values), jnp.maximum(jnp.sum(counts), 1)
             metrics = {
+                "loss": total / count,
                 "bits_per_byte": bits_per_byte(total, jnp.sum(batch["num_bytes"])),
                 "accuracy": jnp.sum(right) / count,
             }
-            # Over all positions: a mean of parts of a batch is then the mean of the batch.
+            # Optimised over all positions: the mean of a batch's parts is then that of the batch.
             return total / values.size, (metrics, {})
 
         def score(weights: Weights, batch: Batch, key: jax.Array) -> Metrics:

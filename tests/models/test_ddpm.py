@@ -270,14 +270,15 @@ def test_what_is_known_stays_and_the_rest_is_drawn(model, weights):
 def test_labels_are_hidden_as_often_as_asked(key):
     config = dataclasses.replace(CONFIG, label_dropout=0.25)
     network = ddpm._network(config, (4, 4, 1), SPEC["label"])
-    hidden = ddpm._hidden(network, {"label": jnp.ones(20_000, jnp.int32)}, key)
+    keys = jax.random.split(key, 20_000)
+    hidden = ddpm._hidden(network, {"label": jnp.ones(20_000, jnp.int32)}, keys)
     assert set(np.unique(hidden)) == {1, 3}
     np.testing.assert_allclose(np.mean(np.asarray(hidden) == 3), 0.25, atol=0.015)
 
 
 def test_augmented_images_are_described_and_samples_are_not_warped(key):
     config = dataclasses.replace(CONFIG, augment=1.0, augment_probability=0.5)
-    images, description = ddpm._warped(config, batch(200)["image"], key)
+    images, description = ddpm._warped(config, batch(200)["image"], jax.random.split(key, 200))
     warped = np.abs(np.asarray(description)).max(1) > 0
     moved = np.abs(np.asarray(images) - np.asarray(to_net(batch(200)["image"]))).max((1, 2, 3))
     np.testing.assert_array_equal(warped, moved > 1e-4)
