@@ -228,8 +228,8 @@ def main() -> None:
         "# A language model in genaug and in PyTorch",
         "",
         f"`python -m benchmarks.lm_twin`: {options.seeds} seeds, {options.num_steps} updates of "
-        f"{BATCH} rows of {CONTEXT}; {len(os.sched_getaffinity(0))} core(s) ({platform.machine()}), "
-        f"jax {jax.__version__}, torch {torch.__version__}.",
+        f"{BATCH} rows of {CONTEXT}; {len(os.sched_getaffinity(0))} core(s) "
+        f"({platform.machine()}), jax {jax.__version__}, torch {torch.__version__}.",
         "",
         "| | held-out bits per byte (mean ± sd over seeds) |",
         "|---|---|",

@@ -50,7 +50,7 @@ class Mesh:
     fsdp: int = 1  # devices over which the arrays of a copy are split for keeping
     tensor: int = 1  # devices over which matrices are split for work, by the rules
     rules: tuple[Rule, ...] = TRANSFORMER_RULES  # paths of arrays, and the axis to split
-    min_split: int = 2**14  # elements; fsdp leaves smaller arrays whole
+    min_split: int = 2**12  # elements; fsdp leaves smaller arrays whole
     strategy: Literal["jit", "pmap"] = "jit"  # one program over global arrays, or one per device
 
 
