@@ -81,6 +81,13 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--image-size", type=int, help="bring images to this side first")
     evaluate.add_argument("--channels", type=int, choices=(1, 3), help="gray or RGB")
     evaluate.add_argument("--json", type=Path, help="write the numbers here too")
+    _plan_options(
+        command(
+            "plan",
+            "what an experiment needs and could reach on machines that are not here",
+            usage="genaug plan EXPERIMENT [--topology NAME ...] [--FIELD VALUE ...]",
+        )
+    )
     report = command("report", "write a run's report.html again")
     report.add_argument("run", type=Path, help="a run folder")
     data = command("data", "which datasets are here, and how to get what is not")
@@ -93,6 +100,26 @@ def parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("--separator", help="line between the texts of a .txt")
     command("doctor", "versions, devices, extras and data found")
     return top
+
+
+def _plan_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--topology",
+        action="append",
+        help="v5e-8, v5p-128, 2xv5e-256, v5e:16x16, local; more than once (default: local)",
+    )
+    sub.add_argument("--search", type=int, nargs="?", const=12, metavar="N",
+                     help="compile up to N meshes, batches and remats, and rank what fits")  # fmt: skip
+    sub.add_argument("--exact", action="store_true", help="compile as a TPU would: much slower")
+    sub.add_argument("--no-sampler", action="store_true", help="plan for the train step alone")
+    sub.add_argument("--loop-rounds", type=int, default=1, metavar="N",
+                     help="what a loop whose length is data counts (default 1)")  # fmt: skip
+    sub.add_argument("--num-classes", type=int, help="of data that is not here")
+    sub.add_argument("--vocab-size", type=int, help="ids of text, of a tokenizer that is not here")
+    sub.add_argument("--json", type=Path, help="write all figures here too")
+    sub.add_argument("--lock", type=Path, help="write the static figures here")
+    sub.add_argument("--check", type=Path, help="fail if a figure exceeds this lock file's")
+    sub.epilog = "--topology for TPUs needs their compiler, but no TPU. " + EPILOG
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
             "train": _run,
             "sample": _sample,
             "evaluate": _evaluate,
+            "plan": _plan,
             "report": _report,
             "data": _data,
             "tokenizer": _tokenizer,
@@ -127,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _split_help(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the command, and the rest: an experiment's fields, its --help among them."""
     top = parser()
-    is_job = arguments[:1] in (["run"], ["train"])
+    is_job = arguments[:1] in (["run"], ["train"], ["plan"])
     wants_fields = is_job and any(not a.startswith("-") for a in arguments[1:2])
     if wants_fields and any(a in ("-h", "--help") for a in arguments):
         kept = [a for a in arguments if a not in ("-h", "--help")]
@@ -248,6 +276,15 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
         from genaug.files import write_atomically
 
         write_atomically(options.json, json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def _plan(options: argparse.Namespace, fields: list[str]) -> int:
+    console = _start(options)
+    from genaug.plan_command import plan
+
+    for text in plan(options, fields):
+        console.print(text)
     return 0
 
 

@@ -28,6 +28,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from genaug.state import NetworkState, RowsLoss, accumulated, value_and_grad
 from genaug.types import Batch, Metrics, State, UserError, Weights
 
+AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 """The axes that the rows of a batch are split over."""
 
@@ -81,7 +82,54 @@ def use_cpu_cores_as_devices() -> None:
 
 def make_mesh(config: Mesh) -> DeviceMesh:
     """The mesh a config asks for; refused when the machine has fewer devices."""
-    available = jax.device_count()
+    shape = _shape(config, jax.device_count(), "this machine")
+    devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
+    return _device_mesh(devices, config)
+
+
+def mesh_elsewhere(config: Mesh, name: str, libtpu: tuple[str, dict[str, Any]]) -> DeviceMesh:
+    """The mesh a config asks for, of TPUs that are not here: to compile for, not to run on.
+
+    name: what the machine is called in a message. The slices of a machine of several lie along
+    "data": what is summed over them is gradients alone.
+
+    Raises:
+        UserError: of a config that does not fit, or a machine that libtpu does not know.
+    """
+    from jax.experimental import mesh_utils, topologies
+
+    try:
+        found = topologies.get_topology_desc(libtpu[0], "tpu", **libtpu[1]).devices
+    except Exception as error:  # libtpu raises whatever the part that refuses raises
+        line = str(error).split("\n")[0][:200]
+        raise UserError(f"--topology {name}: libtpu makes no such machine ({line}).") from error
+    shape, slices = _shape(config, len(found), name), libtpu[1].get("num_slices", 1)
+    if math.prod(shape) < len(found):
+        if slices > 1:
+            raise UserError(f"{name}: use all devices of its {slices} slices (--mesh.data -1).")
+        return _device_mesh(np.array(found[: math.prod(shape)]).reshape(shape), config)
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh.data is {shape[0]} on {name}, whose {slices} slices lie along it: make it a "
+            "multiple, with a smaller --mesh.fsdp or --mesh.tensor."
+        )
+    within = (shape[0] // slices, *shape[1:])
+    if slices > 1:
+        devices = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices=found, allow_split_physical_axes=True
+        )
+    else:
+        devices = mesh_utils.create_device_mesh(
+            shape, devices=found, allow_split_physical_axes=True
+        )
+    return _device_mesh(devices, config)
+
+
+def _device_mesh(devices: np.ndarray, config: Mesh) -> DeviceMesh:
+    return DeviceMesh(jax.sharding.Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3), config)
+
+
+def _shape(config: Mesh, available: int, machine: str) -> tuple[int, int, int]:
     for name, count in (("fsdp", config.fsdp), ("tensor", config.tensor)):
         if count < 1:
             raise UserError(f"mesh.{name} is {count}; it must be at least 1.")
@@ -94,25 +142,22 @@ def make_mesh(config: Mesh) -> DeviceMesh:
     most = available // group
     if not most:
         raise UserError(
-            f"mesh.fsdp {config.fsdp} x mesh.tensor {config.tensor} is {group}, but this machine "
+            f"mesh.fsdp {config.fsdp} x mesh.tensor {config.tensor} is {group}, but {machine} "
             f"has {available} device(s): their product must be from 1 to {available}."
         )
     data = most if config.data == -1 else config.data
     if not 1 <= data <= most:
         each = f" and fsdp x tensor is {group}" if group > 1 else ""
         raise UserError(
-            f"mesh.data is {config.data}, but this machine has {available} device(s){each}: "
+            f"mesh.data is {config.data}, but {machine} has {available} device(s){each}: "
             f"use --mesh.data -1 for all of them, or a number from 1 to {most}."
         )
     if config.data == -1 and available % group:
         raise UserError(
             f"mesh.fsdp x mesh.tensor is {group}, which does not divide the {available} devices of "
-            f"this machine: use a divisor, or --mesh.data {data} to leave {available % group} idle."
+            f"{machine}: use a divisor, or --mesh.data {data} to leave {available % group} idle."
         )
-    shape = (data, config.fsdp, config.tensor)
-    devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
-    names = ("data", "fsdp", "tensor")
-    return DeviceMesh(jax.sharding.Mesh(devices, names, axis_types=(AxisType.Auto,) * 3), config)
+    return data, config.fsdp, config.tensor
 
 
 def check_batch_size(batch_size: int, mesh: DeviceMesh, accumulate: int = 1) -> None:
@@ -203,6 +248,26 @@ def abstract(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> State:
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
         shapes,
         _places(_kept, shapes, mesh),
+    )
+
+
+def abstract_weights(
+    weights: Callable[[State], Weights], template: State, mesh: DeviceMesh
+) -> Weights:
+    """The shapes, dtypes and places of what sampling needs of a state that lies as `template`."""
+    shapes = jax.eval_shape(weights, template)
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
+        shapes,
+        _places(_kept, shapes, mesh),
+    )
+
+
+def share_bytes(tree: Any) -> int:
+    """Bytes that one device keeps of arrays that lie as their shardings say."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
 
 

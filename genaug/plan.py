@@ -1,0 +1,412 @@
+"""`genaug plan`: what an experiment needs and could reach on machines that are not here.
+
+The real train step and sampler are compiled for the machine ahead of time, by its own compiler
+(libtpu compiles without a TPU), and measured: memory by the compiler, operations in the jaxpr
+(`flops.py`), traffic and collectives in the compiled program (`hlo.py`).
+
+The roofline, per device and step (Williams et al. 2009), with P the peak operations, B the memory's
+and W a link's bytes a second:
+
+    compute = flops / P      memory = hbm_bytes / B      network = ici_bytes / 2 W + dcn_bytes / D
+    step >= max(compute, memory, network)     MFU <= model_flops / (devices P step)
+
+It assumes that the three overlap wholly and that a ring uses both ways of one axis of the torus, so
+a step takes longer. `model_flops` leaves out what remat computes again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from genaug import topologies
+from genaug.config import Experiment
+from genaug.files import read_json, write_json
+from genaug.hlo import Collective
+from genaug.topologies import Chip
+from genaug.types import UserError
+
+TOLERANCE = 0.01
+"""Share by which a figure may exceed the locked one: compilers differ by less from run to run."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program, per device; of a train step one update.
+
+    needs: of one that does not fit, the bytes it needs and may have; the rest is then 0.
+    """
+
+    flops: float
+    peak: float = 0.0
+    hbm_bytes: float = 0.0
+    collectives: tuple[Collective, ...] = ()
+    unknown_loops: int = 0
+    seconds: float = 0.0  # to compile
+    rows: int = 0  # of a sampler: what it draws at once
+    needs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment on a machine. Bytes are a device's."""
+
+    experiment: str
+    topology: str
+    chip: Chip
+    devices_a_slice: int
+    devices: int
+    mesh: Mapping[str, int]
+    fields: tuple[str, ...]
+    batch_size: int
+    tokens: int  # an example; 0 of images
+    parameters: int
+    parameter_bytes: int
+    state_bytes: int
+    batch_bytes: int
+    steps_per_call: int
+    model_flops: float  # an update, all devices
+    step: Program
+    sampler: Program | None = None
+
+    @property
+    def peak(self) -> float:
+        """The most memory in use: the compiler's figure, and the stack of a call's batches."""
+        if self.step.needs is not None:
+            return self.step.needs[0] if self.step.needs else 0.0
+        return self.step.peak + max(self.steps_per_call - 2, 0) * self.batch_bytes
+
+    @property
+    def available(self) -> float:
+        """The memory that a program may have."""
+        needs = self.step.needs
+        return needs[1] if needs else self.chip.hbm
+
+    @property
+    def fits(self) -> bool:
+        """Whether training and sampling find room."""
+        runs = self.step.needs is None and (self.sampler is None or self.sampler.needs is None)
+        return runs and self.peak <= self.chip.hbm
+
+    @property
+    def activations(self) -> float:
+        """The peak less what is always there: activations, gradients and other temporaries."""
+        return max(self.peak - self.state_bytes - self.steps_per_call * self.batch_bytes, 0.0)
+
+    def seconds(self, program: Program) -> dict[str, float]:
+        """The three times that bound a program from below."""
+        inside, across = 0.0, 0.0
+        for one in program.collectives:
+            if one.spans > self.devices_a_slice:
+                across += one.bytes
+            else:
+                inside += one.bytes
+        return {
+            "compute": program.flops / self.chip.flops,
+            "memory": program.hbm_bytes / self.chip.bandwidth,
+            "network": inside / (2 * self.chip.ici) + across / self.chip.dcn,
+        }
+
+    @property
+    def step_seconds(self) -> float:
+        """The shortest time an update can take."""
+        return max(self.seconds(self.step).values())
+
+    @property
+    def bound(self) -> str:
+        """Which of the three that is."""
+        times = self.seconds(self.step)
+        return max(times, key=lambda name: times[name])
+
+    @property
+    def rate(self) -> float:
+        """Images or tokens a second at the bound, all devices."""
+        return self.batch_size * (self.tokens or 1) / self.step_seconds
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs utilisation at the bound (Chowdhery et al. 2022, app. B)."""
+        return self.model_flops / (self.devices * self.chip.flops * self.step_seconds)
+
+
+def plan(
+    file: str,
+    experiment: Experiment,
+    spec: Mapping[str, Any],
+    topology: str,
+    variants: Sequence[Sequence[str]] = ((),),
+    *,
+    fields: Sequence[str] = (),
+    exact: bool = False,
+    sampler: bool = True,
+    trips: int = 1,
+) -> list[Plan | str]:
+    """A plan of every variant, or why there is none.
+
+    file, fields: the experiment's file and the fields given, of which `experiment` was made: the
+                  process that compiles makes it again.
+    spec:         one example as `export.spec_to_json` writes it.
+    trips:        what a loop counts whose length is data.
+
+    Raises:
+        UserError: without libtpu, or when the compiler ends.
+    """
+    local = topology == "local"
+    found = None if local else topologies.find(topology)
+    if not local:
+        require_libtpu()
+    task = {
+        "experiment": str(Path(file).resolve()),
+        "fields": list(fields),
+        "variants": [list(one) for one in variants],
+        "topology": topology,
+        "spec": spec,
+        "exact": exact,
+        "sampler": sampler,
+        "trips": trips,
+    }
+    plans: list[Plan | str] = []
+    for result in _work(task, local):
+        if "error" in result:
+            plans.append(result["error"])
+            continue
+        chip = found.chip if found else _this_machine(result.pop("machine"))
+        a_slice = found.num_devices // found.num_slices if found else result["devices"]
+        plans.append(_read(result, experiment.name, topology, chip, a_slice))
+    return plans
+
+
+def require_libtpu() -> None:
+    """Refuse to plan for TPUs without their compiler."""
+    if find_spec("libtpu") is None:
+        raise UserError(
+            'The TPU compiler is not installed: pip install "genaug[tpu]" (it needs no TPU), or '
+            "use --topology local."
+        )
+
+
+def _this_machine(found: Mapping[str, Any]) -> Chip:
+    bandwidth = found["bandwidth"]  # what devices tell each other goes through the same memory
+    return Chip(found["kind"], found["flops"], found["hbm"], bandwidth, bandwidth / 2, bandwidth)
+
+
+def _work(task: dict[str, Any], local: bool) -> list[dict[str, Any]]:
+    """What the process that compiles found."""
+    environment = dict(os.environ)
+    if not local:
+        environment |= {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results"
+        done = subprocess.run(
+            [sys.executable, "-m", "genaug.plan_worker"],
+            input=json.dumps({**task, "results": str(results)}),
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+        raise UserError(
+            f"Planning for {task['topology']} stopped: the compiler's process ended with "
+            f"{done.returncode} ({' '.join(last)[:400]})."
+        )
+    return [json.loads(line) for line in lines]
+
+
+def _read(
+    result: dict[str, Any], experiment: str, topology: str, chip: Chip, a_slice: int
+) -> Plan:
+    devices = result["devices"]
+    programs = {
+        name: _program(result.pop(name), devices) for name in ("step", "sampler") if name in result
+    }
+    fields = tuple(result.pop("fields"))
+    return Plan(
+        experiment=experiment,
+        topology=topology,
+        chip=chip,
+        devices_a_slice=a_slice,
+        fields=fields,
+        **programs,
+        **result,
+    )
+
+
+def _program(found: dict[str, Any], devices: int) -> Program:
+    known = {name: found[name] for name in ("peak", "hbm_bytes", "unknown_loops", "seconds", "rows")
+             if name in found}  # fmt: skip
+    return Program(
+        flops=found["flops"] / devices,
+        collectives=tuple(Collective(**one) for one in found.get("collectives", ())),
+        needs=tuple(found["needs"]) if "needs" in found else None,
+        **known,
+    )
+
+
+def advice(plan: Plan, experiment: Experiment) -> list[str]:
+    """What to change, the most useful first."""
+    given = []
+    most = plan.devices // max(plan.mesh["tensor"], 1)
+    if not plan.fits:
+        rows = plan.batch_size // plan.devices
+        if plan.state_bytes > 0.25 * plan.chip.hbm and plan.mesh["fsdp"] < most:
+            given.append(f"--mesh.fsdp {most} (the state is {_gib(plan.state_bytes)} a device)")
+        if rows > 1:
+            given.append(f"a smaller batch: --train.batch-size {max(rows // 2, 1) * plan.devices}")
+        if getattr(experiment.model, "remat", None) is False:
+            given.append("--model.remat: activations are computed twice rather than kept")
+        if not given:
+            given.append("a smaller model, or more chips")
+        return given
+    dtype = getattr(experiment.model, "dtype", None)
+    if plan.bound == "memory" and dtype == "float32":
+        given.append("--model.dtype bfloat16: activations half as large")
+    if plan.bound == "network":
+        given.append("a larger --train.batch-size: what is sent does not grow with it")
+    if plan.bound == "compute" and plan.step.flops * plan.devices > 1.1 * plan.model_flops:
+        if plan.peak < 0.4 * plan.available:
+            given.append("--model.no-remat: there is room to keep what is computed twice")
+    elif plan.bound == "memory" and plan.peak < 0.25 * plan.available:
+        given.append("a larger --train.batch-size: there is room, and weights are read once")
+    return given
+
+
+def _gib(size: float) -> str:
+    return f"{size / topologies.GIB:.2f} GiB"
+
+
+def variants(experiment: Experiment, devices: int, most: int) -> list[list[str]]:
+    """Meshes, batches and remat to try, the likeliest first, at most `most`."""
+    batch = experiment.train.batch_size
+    fsdp = [n for n in (1, devices, 8, 16, 64) if n <= devices and devices % n == 0]
+    meshes = [["--mesh.fsdp", str(n)] for n in dict.fromkeys(fsdp)]
+    if hasattr(experiment.model, "num_heads"):
+        for tensor in (2, 4):
+            if experiment.model.num_heads % tensor == 0 and devices % tensor == 0:
+                mesh = ["--mesh.fsdp", str(devices // tensor), "--mesh.tensor", str(tensor)]
+                meshes.append(mesh)
+    remats: list[list[str]] = [[]]
+    if isinstance(getattr(experiment.model, "remat", None), bool):
+        remats = [["--model.remat"], ["--model.no-remat"]]
+    sizes = [max(round(batch * times / devices), 1) * devices for times in (1, 4, 0.25)]
+    batches = [["--train.batch-size", str(size)] for size in dict.fromkeys(sizes)]
+    found = [[*mesh, *size, *remat] for size in batches for remat in remats for mesh in meshes]
+    return found[:most]
+
+
+def ranked(plans: Sequence[Plan | str]) -> list[Plan]:
+    """Those that fit, the fastest first."""
+    fitting = [one for one in plans if isinstance(one, Plan) and one.fits]
+    return sorted(fitting, key=lambda one: -one.rate)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """All figures of a plan."""
+
+    def program(one: Program | None) -> dict[str, Any] | None:
+        if one is None:
+            return None
+        collectives = [c._asdict() for c in one.collectives]
+        return {**vars(one), "collectives": collectives, "roofline_seconds": plan.seconds(one)}
+
+    static = {**vars(plan), "chip": vars(plan.chip), "mesh": dict(plan.mesh)}
+    derived = {"peak": plan.peak, "available": plan.available, "fits": plan.fits}
+    if plan.fits:
+        derived |= {
+            "step_seconds": plan.step_seconds,
+            "bound": plan.bound,
+            "examples_or_tokens_a_second": plan.rate,
+            "mfu": plan.mfu,
+        }
+    return {**static, **derived, "step": program(plan.step), "sampler": program(plan.sampler)}
+
+
+def figures(plan: Plan) -> dict[str, float]:
+    """What is locked: figures that are the same on every machine that compiles."""
+    made: dict[str, float] = {"fits": float(plan.fits), "state_bytes": float(plan.state_bytes)}
+    for name, one in (("step", plan.step), ("sampler", plan.sampler)):
+        if one is None:
+            continue
+        made[f"{name}.flops"] = one.flops
+        made[f"{name}.peak"], made[f"{name}.hbm_bytes"] = float(one.peak), one.hbm_bytes
+        for c in one.collectives:
+            for what, value in (("count", c.count), ("bytes", c.bytes)):
+                label = f"{name}.{c.kind}.{what}"
+                made[label] = made.get(label, 0.0) + value
+    return made
+
+
+def _label(plan: Plan) -> str:
+    return f"{plan.experiment} on {plan.topology}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("jax", "jaxlib", "libtpu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def write_lock(path: Path, plans: Sequence[Plan]) -> None:
+    """Write the static figures of plans, to be checked against later."""
+    plain = {_label(one): figures(one) for one in plans}
+    write_json(path, {"versions": _versions(), "plans": plain})
+
+
+def check_lock(path: Path, plans: Sequence[Plan], tolerance: float = TOLERANCE) -> None:
+    """Compare plans with what a lock file holds.
+
+    Raises:
+        UserError: with every figure that grew, or a plan that the file does not hold.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no {path}: write it with --lock {path}.")
+    held = read_json(path)
+    if not isinstance(held, dict) or not isinstance(held.get("plans"), dict):
+        raise UserError(f"{path} is no lock file: write one with --lock.")
+    worse = []
+    for one in plans:
+        old = held["plans"].get(_label(one))
+        if old is None:
+            raise UserError(f"{path} does not hold {_label(one)}: write it anew with --lock.")
+        worse += [f"{_label(one)}: {line}" for line in regressions(old, figures(one), tolerance)]
+    if worse:
+        versions = [
+            f"{name} {held.get('versions', {}).get(name)} -> {new}"
+            for name, new in _versions().items()
+            if held.get("versions", {}).get(name) != new
+        ]
+        other = f" (other versions: {', '.join(versions)})" if versions else ""
+        raise UserError(f"Regressed against {path}{other}: {'; '.join(worse)}.")
+
+
+def regressions(
+    old: Mapping[str, float], new: Mapping[str, float], tolerance: float = TOLERANCE
+) -> list[str]:
+    """The figures that grew by more than a share, each with both values."""
+    lines = []
+    if old.get("fits") and not new.get("fits"):
+        lines.append("it no longer fits")
+    for name, value in new.items():
+        before = old.get(name, 0.0)
+        if name != "fits" and value > before * (1 + tolerance):
+            lines.append(f"{name} {before:.6g} -> {value:.6g}")
+    return lines
