@@ -16,8 +16,23 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 _SIZES = {
-    **{"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4},
-    **{"f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "s4": 0.5, "u4": 0.5},
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+    "c64": 8,
+    "c128": 16,
+    "s4": 0.5,
+    "u4": 0.5,
 }
 _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -153,7 +168,7 @@ def _arrays(kind: str) -> tuple[Array, ...]:
         sides = [int(side.lstrip("<=")) for side in dims.split(",") if side]
         size = _SIZES.get(dtype, 1 if dtype.startswith("f8") else 0)
         space = re.search(r"S\((\d+)\)", layout)
-        made.append(Array(size * math.prod(sides), not space or space[1] == "0"))
+        made.append(Array(float(size * math.prod(sides)), not space or space[1] == "0"))
     return tuple(made)
 
 
@@ -170,7 +185,7 @@ class _Counter:
         """Bytes that one run of a computation moves."""
         if name not in self._traffic:
             computation = self.program[name]
-            self._traffic[name] = sum(
+            self._traffic[name] = math.fsum(
                 self._of(computation, i) for i in computation.instructions.values()
             )
         return self._traffic[name]
@@ -180,7 +195,8 @@ class _Counter:
             return 0.0
         if i.opcode == "while":
             body, condition = i.called("body"), i.called("condition")
-            assert body and condition
+            assert body
+            assert condition
             rounds = self.rounds(computation, i)
             return rounds * (self.traffic(body) + self.traffic(condition))
         if i.opcode == "conditional":
@@ -202,7 +218,7 @@ class _Counter:
         skip_in, skip_out = {int(b) for _, b in pairs}, {int(a or 0) for a, _ in pairs}
         if i.opcode == "copy-start":  # the result is (copy, original, token)
             arrays = [*i.arrays[:1], *(a for one in operands if one for a in one.arrays)]
-            return sum(array.moved for array in arrays)
+            return math.fsum(array.moved for array in arrays)
         if i.opcode in ("dynamic-slice", "slice", "gather"):
             source = operands[0].arrays[0] if operands[0] else i.arrays[0]
             return i.arrays[0].moved + (i.arrays[0].bytes if source.in_hbm else 0.0)
@@ -267,7 +283,7 @@ def _sent(
     computation: Computation, i: Instruction, kind: str, scattered: bool, times: float
 ) -> tuple[str, int, int, float, float]:
     read = [computation.instructions[n] for n in i.operands if n in computation.instructions]
-    size = sum(array.bytes for one in read for array in one.arrays)
+    size = math.fsum(array.bytes for one in read for array in one.arrays)
     kind = "reduce-scatter" if scattered and kind == "all-reduce" else kind
     members = group(i.rest)
     n = len(members)

@@ -228,9 +228,7 @@ def _work(task: dict[str, Any], local: bool) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _read(
-    result: dict[str, Any], experiment: str, topology: str, chip: Chip, a_slice: int
-) -> Plan:
+def _read(result: dict[str, Any], experiment: str, topology: str, chip: Chip, a_slice: int) -> Plan:
     devices = result["devices"]
     programs = {
         name: _program(result.pop(name), devices) for name in ("step", "sampler") if name in result
@@ -248,13 +246,14 @@ def _read(
 
 
 def _program(found: dict[str, Any], devices: int) -> Program:
-    known = {name: found[name] for name in ("peak", "hbm_bytes", "unknown_loops", "seconds", "rows")
-             if name in found}  # fmt: skip
+    whole = {name: found[name] for name in ("unknown_loops", "rows") if name in found}
+    real = {n: float(found[n]) for n in ("peak", "hbm_bytes", "seconds") if n in found}
     return Program(
         flops=found["flops"] / devices,
         collectives=tuple(Collective(**one) for one in found.get("collectives", ())),
         needs=tuple(found["needs"]) if "needs" in found else None,
-        **known,
+        **whole,
+        **real,
     )
 
 
@@ -286,7 +285,7 @@ def advice(plan: Plan, experiment: Experiment) -> list[str]:
     return given
 
 
-def _gib(size: float) -> str:
+def _gib(size: float | int) -> str:
     return f"{size / topologies.GIB:.2f} GiB"
 
 

