@@ -280,9 +280,10 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, fields: list[str]) -> int:
-    console = _start(options)
+    from genaug.logs import make_console
     from genaug.plan_command import plan
 
+    console = make_console(options.quiet)
     for text in plan(options, fields):
         console.print(text)
     return 0

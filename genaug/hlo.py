@@ -100,7 +100,7 @@ class Collective(NamedTuple):
     kind: str
     group: int
     spans: int
-    count: float
+    times: float  # how often
     bytes: float
 
 

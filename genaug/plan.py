@@ -23,20 +23,15 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from genaug import topologies
 from genaug.config import Experiment
-from genaug.files import read_json, write_json
 from genaug.hlo import Collective
 from genaug.topologies import Chip
 from genaug.types import UserError
-
-TOLERANCE = 0.01
-"""Share by which a figure may exceed the locked one: compilers differ by less from run to run."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +225,7 @@ def _work(task: dict[str, Any], local: bool) -> list[dict[str, Any]]:
 
 def _read(result: dict[str, Any], experiment: str, topology: str, chip: Chip, a_slice: int) -> Plan:
     devices = result["devices"]
-    programs = {
+    programs: dict[str, Any] = {
         name: _program(result.pop(name), devices) for name in ("step", "sampler") if name in result
     }
     fields = tuple(result.pop("fields"))
@@ -246,8 +241,12 @@ def _read(result: dict[str, Any], experiment: str, topology: str, chip: Chip, a_
 
 
 def _program(found: dict[str, Any], devices: int) -> Program:
-    whole = {name: found[name] for name in ("unknown_loops", "rows") if name in found}
-    real = {n: float(found[n]) for n in ("peak", "hbm_bytes", "seconds") if n in found}
+    whole: dict[str, Any] = {
+        name: found[name] for name in ("unknown_loops", "rows") if name in found
+    }
+    real: dict[str, Any] = {
+        n: float(found[n]) for n in ("peak", "hbm_bytes", "seconds") if n in found
+    }
     return Program(
         flops=found["flops"] / devices,
         collectives=tuple(Collective(**one) for one in found.get("collectives", ())),
@@ -324,7 +323,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         return {**vars(one), "collectives": collectives, "roofline_seconds": plan.seconds(one)}
 
     static = {**vars(plan), "chip": vars(plan.chip), "mesh": dict(plan.mesh)}
-    derived = {"peak": plan.peak, "available": plan.available, "fits": plan.fits}
+    derived: dict[str, Any] = {"peak": plan.peak, "available": plan.available, "fits": plan.fits}
     if plan.fits:
         derived |= {
             "step_seconds": plan.step_seconds,
@@ -333,79 +332,3 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "mfu": plan.mfu,
         }
     return {**static, **derived, "step": program(plan.step), "sampler": program(plan.sampler)}
-
-
-def figures(plan: Plan) -> dict[str, float]:
-    """What is locked: figures that are the same on every machine that compiles."""
-    made: dict[str, float] = {"fits": float(plan.fits), "state_bytes": float(plan.state_bytes)}
-    for name, one in (("step", plan.step), ("sampler", plan.sampler)):
-        if one is None:
-            continue
-        made[f"{name}.flops"] = one.flops
-        made[f"{name}.peak"], made[f"{name}.hbm_bytes"] = float(one.peak), one.hbm_bytes
-        for c in one.collectives:
-            for what, value in (("count", c.count), ("bytes", c.bytes)):
-                label = f"{name}.{c.kind}.{what}"
-                made[label] = made.get(label, 0.0) + value
-    return made
-
-
-def _label(plan: Plan) -> str:
-    return f"{plan.experiment} on {plan.topology}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("jax", "jaxlib", "libtpu"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def write_lock(path: Path, plans: Sequence[Plan]) -> None:
-    """Write the static figures of plans, to be checked against later."""
-    plain = {_label(one): figures(one) for one in plans}
-    write_json(path, {"versions": _versions(), "plans": plain})
-
-
-def check_lock(path: Path, plans: Sequence[Plan], tolerance: float = TOLERANCE) -> None:
-    """Compare plans with what a lock file holds.
-
-    Raises:
-        UserError: with every figure that grew, or a plan that the file does not hold.
-    """
-    if not path.is_file():
-        raise UserError(f"There is no {path}: write it with --lock {path}.")
-    held = read_json(path)
-    if not isinstance(held, dict) or not isinstance(held.get("plans"), dict):
-        raise UserError(f"{path} is no lock file: write one with --lock.")
-    worse = []
-    for one in plans:
-        old = held["plans"].get(_label(one))
-        if old is None:
-            raise UserError(f"{path} does not hold {_label(one)}: write it anew with --lock.")
-        worse += [f"{_label(one)}: {line}" for line in regressions(old, figures(one), tolerance)]
-    if worse:
-        versions = [
-            f"{name} {held.get('versions', {}).get(name)} -> {new}"
-            for name, new in _versions().items()
-            if held.get("versions", {}).get(name) != new
-        ]
-        other = f" (other versions: {', '.join(versions)})" if versions else ""
-        raise UserError(f"Regressed against {path}{other}: {'; '.join(worse)}.")
-
-
-def regressions(
-    old: Mapping[str, float], new: Mapping[str, float], tolerance: float = TOLERANCE
-) -> list[str]:
-    """The figures that grew by more than a share, each with both values."""
-    lines = []
-    if old.get("fits") and not new.get("fits"):
-        lines.append("it no longer fits")
-    for name, value in new.items():
-        before = old.get(name, 0.0)
-        if name != "fits" and value > before * (1 + tolerance):
-            lines.append(f"{name} {before:.6g} -> {value:.6g}")
-    return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from genaug import config, plan_table, topologies, train
+from genaug import config, plan_lock, plan_table, topologies, train
 from genaug import plan as planning
 from genaug.config import Experiment
 from genaug.data.spec import spec_of
@@ -53,10 +53,10 @@ def plan(options: argparse.Namespace, fields: Sequence[str]) -> Iterator[str]:
     if options.json:
         write_json(options.json, [planning.to_json(one) for one in plans])
     if options.lock:
-        planning.write_lock(options.lock, plans)
+        plan_lock.write_lock(options.lock, plans)
         yield f"locked: {options.lock}"
     if options.check:
-        planning.check_lock(options.check, plans)
+        plan_lock.check_lock(options.check, plans)
         yield f"no regression against {options.check}"
 
 

@@ -85,7 +85,7 @@ def _collectives(program: Program, kind: str) -> str:
     found = [c for c in program.collectives if c.kind == kind]
     if not found:
         return "-"
-    return f"{sum(c.count for c in found):g}, {quantity(sum(c.bytes for c in found), 'B')}"
+    return f"{sum(c.times for c in found):g}, {quantity(sum(c.bytes for c in found), 'B')}"
 
 
 def _rate(plan: Plan) -> str:

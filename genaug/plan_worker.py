@@ -21,6 +21,7 @@ from genaug import config as configs
 from genaug import flops, hlo, parallel, topologies
 from genaug.config import Experiment
 from genaug.export import spec_from_json
+from genaug.train import Train
 from genaug.types import GenerativeModel, Spec, UserError
 
 STEPS = 2
@@ -55,10 +56,10 @@ def _plan(task: dict[str, Any], fields: list[str], local: bool) -> dict[str, Any
         found = topologies.find(task["topology"])
         mesh = parallel.mesh_elsewhere(experiment.mesh, found.name, found.libtpu)
     spec = spec_from_json(task["spec"])
-    batch_size = experiment.train.batch_size
-    parallel.check_batch_size(batch_size, mesh)
+    train = experiment.train
+    parallel.check_batch_size(train.batch_size, mesh, train.accumulate)
     result = _static(experiment, spec, mesh)
-    result["step"] = _step(experiment.model.make(spec), spec, batch_size, mesh)
+    result["step"] = _step(experiment.model.make(spec), spec, train, mesh)
     if task["sampler"]:
         result["sampler"] = _sampler(experiment.model.make(spec), mesh, task["trips"])
     if local:
@@ -107,15 +108,15 @@ def _rows(spec: Spec, *axes: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _step(
-    model: GenerativeModel, spec: Spec, batch_size: int, mesh: parallel.DeviceMesh
+    model: GenerativeModel, spec: Spec, config: Train, mesh: parallel.DeviceMesh
 ) -> dict[str, Any]:
     """The train step, a loop of `STEPS` of them; what is counted is one."""
     template = parallel.abstract(model.init, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    program = parallel.compile_steps(model.step, mesh, template)
+    program = parallel.compile_steps(model.step, mesh, template, config.accumulate)
     first = jax.ShapeDtypeStruct((), jnp.int32)
-    arguments = (template, _rows(spec, STEPS, batch_size), key, first)
-    done = flops.count(model.step, template, _rows(spec, batch_size), key)
+    arguments = (template, _rows(spec, STEPS, config.batch_size), key, first)
+    done = flops.count(model.step, template, _rows(spec, config.batch_size), key)
     return _compiled(program, arguments, done, STEPS, 1)
 
 
@@ -158,7 +159,7 @@ def _compiled(
         "hbm_bytes": moved.hbm_bytes / steps,
         "unknown_loops": max(moved.unknown, done.unknown),
         "collectives": [
-            c._replace(count=c.count / steps, bytes=c.bytes / steps)._asdict()
+            c._replace(times=c.times / steps, bytes=c.bytes / steps)._asdict()
             for c in moved.collectives
         ],
     }

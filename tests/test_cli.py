@@ -61,7 +61,7 @@ def test_an_unknown_command_is_refused(capsys):
     assert "invalid choice: 'runn'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["evaluate", "plan", "report", "data", "doctor"])
+@pytest.mark.parametrize("command", ["evaluate", "report", "data", "doctor"])
 def test_an_unknown_option_of_a_small_command_is_refused(command, capsys):
     values = {"evaluate": ["x", "y"], "report": ["x"], "data": ["list"]}
     with pytest.raises(SystemExit) as stop:

@@ -1,0 +1,222 @@
+"""What many devices add to an update, read from the compiled program; what a call of many saves.
+
+    python -m benchmarks.scaling
+
+Data parallel, on 8 devices: the bytes that collectives give, over the bytes of the parameters; 1.00
+and one kind means that the gradients are summed once and nothing else is sent. Fully sharded: the
+bytes of the state that a device keeps, times the number of devices, over the whole state's. Both
+are properties of the program, not times. Last, the time of updates that are called one by one over
+that of updates in a scan, in interleaved rounds. `--write` puts the tables into SCALING.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from genaug import hlo, parallel
+from genaug.config import Experiment
+from genaug.models.transformer_lm import TransformerLM
+from genaug.parallel import Mesh
+from genaug.state import NetworkState
+from genaug.types import GenerativeModel, LabelSpec, Spec, TokenSpec
+
+RESULTS = Path(__file__).with_name("SCALING.md")
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+COUNTS = (1, 2, 8, 32, 128, 256)
+ROUNDS = 5
+SCANNED = 10  # updates in a call
+
+IMAGE = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+TOKENS = {"pydoc_lm": TokenSpec(257, 2048), "gpt2": TokenSpec(1025, 50_256)}
+
+
+def experiment(name: str) -> Experiment:
+    """The full preset of a file in experiments/."""
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.config()
+
+
+def spec_of(name: str) -> Spec:
+    """The shapes of its data, which need not be here."""
+    if name in TOKENS:
+        length = TOKENS[name].shape
+        whole = jax.ShapeDtypeStruct((), np.dtype(np.int32))
+        segments = jax.ShapeDtypeStruct(length, np.dtype(np.int32))
+        return {"tokens": TOKENS[name], "segments": segments, "num_bytes": whole}
+    shape = IMAGE[name.partition("_")[0]]
+    return {"image": jax.ShapeDtypeStruct(shape, np.dtype(np.uint8)), "label": LabelSpec(10)}
+
+
+def stack_of(spec: Spec, count: int, rows: int) -> dict[str, np.ndarray]:
+    """Made-up batches: `count` of `rows` examples."""
+    draw = np.random.default_rng(0)
+    highest = {"image": 256, "label": 10, "tokens": 1000, "segments": 1, "num_bytes": 1}
+    return {
+        name: 1 * draw.integers(0, highest[name], (count, rows, *one.shape)).astype(one.dtype)
+        + (name in ("segments", "num_bytes"))
+        for name, one in spec.items()
+    }
+
+
+def bytes_of(tree: Any) -> int:
+    """Of all arrays."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def parameters(state: Any) -> Any:
+    """Those of every network in a state."""
+    is_network = lambda node: isinstance(node, NetworkState)  # noqa: E731
+    return [n.variables["params"] for n in jax.tree.leaves(state, is_leaf=is_network)]
+
+
+def data_parallel(name: str) -> str:
+    """A row: what an update sends on 8 devices."""
+    config, spec = experiment(name), spec_of(name)
+    model, mesh = config.model.make(spec), parallel.make_mesh(Mesh(data=8))
+    template = parallel.abstract(model.init, mesh)
+    run = parallel.compile_steps(model.step, mesh, template)
+    stack = parallel.split_rows(stack_of(spec, 1, config.train.batch_size), mesh, axis=1)
+    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
+    found = hlo.measure(text).collectives
+    whole = sum(one.bytes / (2 * (one.group - 1) / one.group) for one in found)
+    kinds = ", ".join(sorted({one.kind for one in found}))
+    count = sum(one.times for one in found)
+    size = bytes_of(parameters(template))
+    return f"| {name} | {size / 1e6:.2f} | {whole / size:.3f} | {count:.0f} {kinds} |"
+
+
+def fully_sharded(name: str) -> str:
+    """A row: a device's share of the state, times the number of devices, over the whole."""
+    model = experiment(name).model.make(spec_of(name))
+    cells = []
+    for count in COUNTS:
+        mesh = parallel.make_mesh(Mesh(data=1, fsdp=count))
+        template = parallel.abstract(model.init, mesh)
+        kept = sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(template)
+        )
+        cells.append(f"{kept * count / bytes_of(template):.3f}")
+    return f"| {name} | {bytes_of(template) / 1e6:.1f} | {' | '.join(cells)} |"
+
+
+def updates(model: GenerativeModel, spec: Spec, rows: int, per_call: int) -> Callable[[], object]:
+    """Ten updates, `per_call` in a program; the state goes on from call to call."""
+    mesh = parallel.make_mesh(Mesh(data=1))
+    template = parallel.abstract(model.init, mesh)
+    run = parallel.compile_steps(model.step, mesh, template)
+    stack = parallel.split_rows(stack_of(spec, per_call, rows), mesh, axis=1)
+    holder = [parallel.compile_init(model.init, mesh)(jax.random.key(0))]
+
+    def call() -> object:
+        for first in range(0, SCANNED, per_call):
+            holder[0], metrics = run(holder[0], stack, jax.random.key(1), first)
+        return metrics
+
+    return call
+
+
+def small_vae() -> tuple[str, GenerativeModel, Spec, int]:
+    """A perceptron with 64 hidden units in batches of 32: what is called is little."""
+    from genaug.models.vae import VAE
+    from genaug.nets.autoencoder import MLP
+
+    spec = spec_of("mnist_vae")
+    return "VAE of 64 hidden units, batch 32", VAE(net=MLP(hidden=(64,))).make(spec), spec, 32
+
+
+def dispatched() -> Iterator[str]:
+    """Rows: time of ten calls of one update over that of one call of ten."""
+    cases = [small_vae()]
+    for name in ("mnist_cvae", "mnist_dcgan", "mnist_ddpm", "pydoc_lm"):
+        config, spec = experiment(name), spec_of(name)
+        model = config.model
+        if isinstance(model, TransformerLM):
+            model = dataclasses.replace(model, num_layers=2)
+        rows = min(config.train.batch_size, 32)
+        cases.append((f"{name}, batch {rows}", model.make(spec), spec, rows))
+    for title, model, spec, rows in cases:
+        ours, other = (updates(model, spec, rows, per_call) for per_call in (SCANNED, 1))
+        jax.block_until_ready((ours(), other()))
+        ratios, own = [], []
+        for _ in range(ROUNDS):
+            seconds = []
+            for call in (ours, other):
+                began = time.perf_counter()
+                jax.block_until_ready(call())
+                seconds.append(time.perf_counter() - began)
+            ratios.append(seconds[1] / seconds[0])
+            own.append(1000 * seconds[0] / SCANNED)
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        yield f"| {title} | {spread} | {statistics.median(own):.1f} |"
+
+
+def main() -> None:
+    """Compile, time, print, and write on request."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--write", action="store_true", help="write SCALING.md")
+    write = arguments.parse_args().write
+    jax.config.update("jax_num_cpu_devices", max(COUNTS))
+    families = ("mnist_vae", "mnist_cvae", "mnist_dcgan", "mnist_ddpm", "pydoc_lm")
+    lines = []
+
+    def say(*texts: str) -> None:
+        for text in texts:
+            print(text, flush=True)
+            lines.append(text)
+
+    say(
+        "# What many devices add",
+        "",
+        f"`python -m benchmarks.scaling`: {os.cpu_count()} cores ({platform.machine()}), jax "
+        f"{jax.__version__}; devices are virtual, so the first two tables are of programs and hold "
+        "no times.",
+        "",
+        "## Data parallel on 8 devices, an update",
+        "",
+        "| experiment | parameters, MB | bytes of collectives / parameters | collectives |",
+        "|---|---|---|---|",
+    )
+    for name in families:
+        say(data_parallel(name))
+    say(
+        "",
+        "## Fully sharded: devices x a device's share / the whole state",
+        "",
+        f"| experiment | state, MB | {' | '.join(map(str, COUNTS))} devices |",
+        f"|---|---|{'---|' * len(COUNTS)}",
+    )
+    for name in (*families, "cifar10_dcgan", "cifar10_ddpm", "gpt2"):
+        say(fully_sharded(name))
+    say(
+        "",
+        f"## {SCANNED} updates called one by one / in one scan, on one device",
+        "",
+        "| what | ratio of times | ms an update in the scan |",
+        "|---|---|---|",
+    )
+    for row in dispatched():
+        say(row)
+    if write:
+        RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
