@@ -1,7 +1,7 @@
 """What a compiled program moves: bytes from and to memory, and collectives, from its HLO text.
 
 Loops count as often as they run: the number is XLA's own note where there is one, else the constant
-that the loop's condition compares with. What is told is an upper bound of the traffic: every fusion
+that the loop's condition compares with. What is told is an estimate of the traffic: every fusion
 reads its operands and writes its results (of a slice only the slice, of an update in place only
 the update); what lies in on-chip memory, `S(1)` in a TPU's layouts, is free. Padding to tiles is
 not counted.

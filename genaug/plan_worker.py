@@ -169,7 +169,7 @@ def out_of_memory(message: str) -> list[float]:
     """What a program needs and may have, in bytes, as XLA says it; empty if it does not."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
     size = r"([\d.]+)([KMGT]?)i?B?"
-    for form in (rf"Used {size} of {size}", rf"{size} exceeds[^(]*\({size}\)"):
+    for form in (rf"Used {size} of {size}", rf"{size}\)? exceeds[^(]*\({size}\)"):
         if found := re.search(form, message):
             return [float(found[i]) * units[found[i + 1]] for i in (1, 3)]
     return []

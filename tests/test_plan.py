@@ -158,8 +158,11 @@ def test_what_the_compiler_says_of_memory_is_read():
     gib = 2**30
     said = "RESOURCE_EXHAUSTED: Ran out of memory. Used 119.82G of 15.75G hbm."
     assert plan_worker.out_of_memory(said) == [119.82 * gib, 15.75 * gib]
-    said = "the program needs 20.5G exceeds available HBM (15.75G)"
-    assert plan_worker.out_of_memory(said) == [20.5 * gib, 15.75 * gib]
+    said = (  # libtpu 0.0.52's own words
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (20.42G) exceeds available HBM (15.75G). HLO module: jit_run."
+    )
+    assert plan_worker.out_of_memory(said) == [20.42 * gib, 15.75 * gib]
     assert plan_worker.out_of_memory("RESOURCE_EXHAUSTED") == []
 
 
