@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import math
 import os
 import platform
@@ -26,12 +25,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from genaug import hlo, parallel
+from genaug import config, hlo, parallel
 from genaug.config import Experiment
+from genaug.data import Data
+from genaug.data.spec import spec_of as data_spec
 from genaug.models.transformer_lm import TransformerLM
+from genaug.models.vae import VAE
+from genaug.nets.autoencoder import MLP
 from genaug.parallel import Mesh
 from genaug.state import NetworkState
-from genaug.types import GenerativeModel, LabelSpec, Spec, TokenSpec
+from genaug.types import GenerativeModel, Spec
 
 RESULTS = Path(__file__).with_name("SCALING.md")
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -39,29 +42,19 @@ COUNTS = (1, 2, 8, 32, 128, 256)
 ROUNDS = 5
 SCANNED = 10  # updates in a call
 
-IMAGE = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
-TOKENS = {"pydoc_lm": TokenSpec(257, 2048), "gpt2": TokenSpec(1025, 50_256)}
-
 
 def experiment(name: str) -> Experiment:
     """The full preset of a file in experiments/."""
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.config()
+    return config.load(EXPERIMENTS / f"{name}.py")
 
 
 def spec_of(name: str) -> Spec:
     """The shapes of its data, which need not be here."""
-    if name in TOKENS:
-        length = TOKENS[name].shape
-        whole = jax.ShapeDtypeStruct((), np.dtype(np.int32))
-        segments = jax.ShapeDtypeStruct(length, np.dtype(np.int32))
-        return {"tokens": TOKENS[name], "segments": segments, "num_bytes": whole}
-    shape = IMAGE[name.partition("_")[0]]
-    return {"image": jax.ShapeDtypeStruct(shape, np.dtype(np.uint8)), "label": LabelSpec(10)}
+    data = experiment(name).data
+    if isinstance(data, Data) and name.startswith("cifar10"):
+        data = dataclasses.replace(data, image_size=32, channels=3)
+        return data_spec(data, num_classes=10)
+    return data_spec(data, vocab_size=50_256 if name == "gpt2" else None)
 
 
 def stack_of(spec: Spec, count: int, rows: int) -> dict[str, np.ndarray]:
@@ -88,11 +81,11 @@ def parameters(state: Any) -> Any:
 
 def data_parallel(name: str) -> str:
     """A row: what an update sends on 8 devices."""
-    config, spec = experiment(name), spec_of(name)
-    model, mesh = config.model.make(spec), parallel.make_mesh(Mesh(data=8))
+    preset, spec = experiment(name), spec_of(name)
+    model, mesh = preset.model.make(spec), parallel.make_mesh(Mesh(data=8))
     template = parallel.abstract(model.init, mesh)
     run = parallel.compile_steps(model.step, mesh, template)
-    stack = parallel.split_rows(stack_of(spec, 1, config.train.batch_size), mesh, axis=1)
+    stack = parallel.split_rows(stack_of(spec, 1, preset.train.batch_size), mesh, axis=1)
     text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
     found = hlo.measure(text).collectives
     whole = sum(one.bytes / (2 * (one.group - 1) / one.group) for one in found)
@@ -109,10 +102,7 @@ def fully_sharded(name: str) -> str:
     for count in COUNTS:
         mesh = parallel.make_mesh(Mesh(data=1, fsdp=count))
         template = parallel.abstract(model.init, mesh)
-        kept = sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(template)
-        )
+        kept = parallel.share_bytes(template)
         cells.append(f"{kept * count / bytes_of(template):.3f}")
     return f"| {name} | {bytes_of(template) / 1e6:.1f} | {' | '.join(cells)} |"
 
@@ -135,9 +125,6 @@ def updates(model: GenerativeModel, spec: Spec, rows: int, per_call: int) -> Cal
 
 def small_vae() -> tuple[str, GenerativeModel, Spec, int]:
     """A perceptron with 64 hidden units in batches of 32: what is called is little."""
-    from genaug.models.vae import VAE
-    from genaug.nets.autoencoder import MLP
-
     spec = spec_of("mnist_vae")
     return "VAE of 64 hidden units, batch 32", VAE(net=MLP(hidden=(64,))).make(spec), spec, 32
 
@@ -146,11 +133,11 @@ def dispatched() -> Iterator[str]:
     """Rows: time of ten calls of one update over that of one call of ten."""
     cases = [small_vae()]
     for name in ("mnist_cvae", "mnist_dcgan", "mnist_ddpm", "pydoc_lm"):
-        config, spec = experiment(name), spec_of(name)
-        model = config.model
+        preset, spec = experiment(name), spec_of(name)
+        model = preset.model
         if isinstance(model, TransformerLM):
             model = dataclasses.replace(model, num_layers=2)
-        rows = min(config.train.batch_size, 32)
+        rows = min(preset.train.batch_size, 32)
         cases.append((f"{name}, batch {rows}", model.make(spec), spec, rows))
     for title, model, spec, rows in cases:
         ours, other = (updates(model, spec, rows, per_call) for per_call in (SCANNED, 1))

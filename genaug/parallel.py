@@ -244,18 +244,17 @@ def abstract(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> State:
     """
     shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
     _check_rules(shapes, mesh.config)
-    return jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
-        shapes,
-        _places(_kept, shapes, mesh),
-    )
+    return _placed(shapes, mesh)
 
 
 def abstract_weights(
     weights: Callable[[State], Weights], template: State, mesh: DeviceMesh
 ) -> Weights:
     """The shapes, dtypes and places of what sampling needs of a state that lies as `template`."""
-    shapes = jax.eval_shape(weights, template)
+    return _placed(jax.eval_shape(weights, template), mesh)
+
+
+def _placed(shapes: Any, mesh: DeviceMesh) -> Any:
     return jax.tree.map(
         lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
         shapes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from genaug import config, plan_lock, plan_table, topologies, train
+from genaug import config, parallel, plan_lock, plan_table, topologies, train
 from genaug import plan as planning
 from genaug.config import Experiment
 from genaug.data.spec import spec_of
@@ -85,6 +85,7 @@ def _devices(name: str) -> int:
         return topologies.find(name).num_devices
     import jax
 
+    parallel.use_cpu_cores_as_devices()  # as the process that compiles does
     return jax.device_count()
 
 

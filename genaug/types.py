@@ -119,10 +119,14 @@ class ModelConfig(Protocol):
         ...
 
 
+def row_index(rows: Batch) -> jax.Array:
+    """The address of every row; rows without an index are counted from 0."""
+    return rows["index"] if "index" in rows else jnp.arange(len(jax.tree.leaves(rows)[0]))
+
+
 def row_keys(key: jax.Array, rows: Batch) -> jax.Array:
-    """The key of every row: `fold_in(key, index)`. Rows without an index are counted from 0."""
-    index = rows["index"] if "index" in rows else jnp.arange(len(jax.tree.leaves(rows)[0]))
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(index)
+    """The key of every row: `fold_in(key, index)`."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(row_index(rows))
 
 
 def split_keys(keys: jax.Array, count: int) -> list[jax.Array]:

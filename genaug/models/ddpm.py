@@ -52,6 +52,7 @@ from genaug.types import (
     Spec,
     UserError,
     Weights,
+    row_index,
     row_keys,
     row_normal,
     row_uniform,
@@ -177,8 +178,8 @@ def _loss(
     keys_warp, keys_eps, keys_label = split_keys(row_keys(key_rows, batch), 3)
     x0, description = _warped(config, batch["image"], keys_warp)
     n = x0.shape[0]
-    place = batch["index"] if "index" in batch else jnp.arange(n)
-    level = config.schedule.level(config.schedule.training_time(spread(key_time, place)))
+    times = config.schedule.training_time(spread(key_time, row_index(batch)))
+    level = config.schedule.level(times)
     eps = row_normal(keys_eps, x0.shape[1:])
     xt = noise.diffuse(x0, eps, level)
     label = _hidden(network, batch, keys_label)
