@@ -18,6 +18,7 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 
 from genaug.files import write_atomically
+from genaug.processes import barrier, gathered, is_first
 from genaug.types import State, UserError
 
 
@@ -30,12 +31,22 @@ def _digests(directory: Path) -> dict[str, str]:
 
 
 def save(directory: Path, step: int, state: State, *, keep: int = 2) -> None:
-    """Save a state as `directory/STEP`; of the others only the `keep - 1` before it stay."""
-    path = directory / str(step)
-    mark = directory / f"{step}.json"
-    mark.unlink(missing_ok=True)
-    directory.mkdir(parents=True, exist_ok=True)
-    ocp.save(path.absolute(), state, overwrite=True)
+    """Save a state as `directory/STEP`; of the others only the `keep - 1` before it stay.
+
+    Of several processes each writes what its devices hold, into one directory that all see.
+    """
+    if is_first():
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{step}.json").unlink(missing_ok=True)
+    barrier("to be written")
+    ocp.save((directory / str(step)).absolute(), state, overwrite=True)
+    if is_first():
+        _keep(directory, step, keep)
+    barrier("written")
+
+
+def _keep(directory: Path, step: int, keep: int) -> None:
+    path, mark = directory / str(step), directory / f"{step}.json"
     write_atomically(mark, json.dumps({"step": step, "files": _digests(path)}, indent=1))
     # Later steps are damaged ones that training fell back from: they must not count as kept.
     saved = steps(directory)
@@ -75,13 +86,20 @@ def restore(directory: Path, abstract: State) -> tuple[State, int] | None:
     `abstract` is the state's tree of shapes, dtypes and shardings (`parallel.abstract`); a
     checkpoint with other shapes or dtypes is a UserError that names the first leaf.
     """
+    found = gathered(str(_newest(directory)) if is_first() else "")[0]  # one verdict for all
+    if not found.isdigit():
+        return None
+    path = directory / found
+    _check_structure(path, abstract)
+    return ocp.load(path.absolute(), abstract), int(found)
+
+
+def _newest(directory: Path) -> int | None:
     for step in reversed(steps(directory)):
         reason = damage(directory, step)
-        if reason:
-            logging.warning("checkpoint %s is damaged (%s): using an older one.", step, reason)
-            continue
-        _check_structure(directory / str(step), abstract)
-        return ocp.load((directory / str(step)).absolute(), abstract), step
+        if not reason:
+            return step
+        logging.warning("checkpoint %s is damaged (%s): using an older one.", step, reason)
     return None
 
 

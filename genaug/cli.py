@@ -1,7 +1,8 @@
 """The commands.
 
 Exit codes: 0 done · 2 a mistake in the command, config or run folder · 3 data missing or bad ·
-4 training cannot go on · 130 stopped by Ctrl-C (the same command goes on).
+4 training cannot go on · 5 other processes did not come · 130 stopped by Ctrl-C · 143 a machine was
+taken away. After the last three the same command goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit codes: 0 done, 2 a mistake in the command, config or run folder, 3 data missing or bad, "
-    "4 training cannot go on, 130 stopped by Ctrl-C (the same command goes on)."
+    "4 training cannot go on, 5 other processes did not come, 130 stopped by Ctrl-C, 143 a machine "
+    "was taken away. After the last three the same command goes on."
 )
 
 
@@ -60,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--run-dir", type=Path, help="where results go (default: runs/NAME)")
         sub.add_argument("--from-run", type=Path, help="take the config of this run folder")
+        _process_options(sub)
     sample = command("sample", "draw samples from a run folder's trained model")
     sample.add_argument("run", type=Path, help="a run folder")
     sample.add_argument("--class", dest="class_name", help="class name (default: all, in turn)")
@@ -98,8 +103,25 @@ def parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("--out", type=Path, default=Path("tokenizer.json"), help="a new file")
     tokenizer.add_argument("--text-column", default="text", help="of a .jsonl or .csv")
     tokenizer.add_argument("--separator", help="line between the texts of a .txt")
-    command("doctor", "versions, devices, extras and data found")
+    doctor = command("doctor", "versions, devices, extras and data found")
+    doctor.add_argument("--run-dir", type=Path, help="try to write here, each process its part")
+    _process_options(doctor)
     return top
+
+
+def _process_options(sub: argparse.ArgumentParser) -> None:
+    """One run by several processes, each started with the same command."""
+    sub.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes: Cloud TPU, GKE or SLURM says which",
+    )
+    sub.add_argument("--coordinator", metavar="HOST:PORT",
+                     help="the same where no cluster says it: where process 0 listens")  # fmt: skip
+    sub.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    sub.add_argument("--process-id", type=int, metavar="I", help="which this one is, from 0")
+    sub.add_argument("--join-timeout", type=int, default=300, metavar="SECONDS",
+                     help="how long to wait for the others (default 300)")  # fmt: skip
 
 
 def _plan_options(sub: argparse.ArgumentParser) -> None:
@@ -186,6 +208,27 @@ def _start(options: argparse.Namespace) -> Console:
     return make_console(options.quiet)
 
 
+@contextmanager
+def _started(options: argparse.Namespace) -> Iterator[Console]:
+    """`_start`, for a command that several processes may run: the first speaks."""
+    from genaug import processes
+    from genaug.logs import make_console
+
+    console = _start(options)
+    meeting = processes.Meeting(
+        coordinator=options.coordinator,
+        num_processes=options.num_processes,
+        process_id=options.process_id,
+        timeout_s=options.join_timeout,
+    )
+    meeting.check()
+    if not options.distributed and meeting.coordinator is None:
+        yield console
+        return
+    with processes.joined(meeting):
+        yield console if processes.is_first() else make_console(quiet=True)
+
+
 def _experiment(options: argparse.Namespace, fields: list[str]) -> Experiment:
     from genaug import config
     from genaug.types import UserError
@@ -203,47 +246,83 @@ def _experiment(options: argparse.Namespace, fields: list[str]) -> Experiment:
 
 
 def _run(options: argparse.Namespace, fields: list[str]) -> int:
-    console = _start(options)
+    with _started(options) as console:
+        from genaug import processes, runs
+
+        began = time.monotonic()
+        experiment = processes.together(lambda: _checked(options, fields))
+        directory = options.run_dir or Path("runs") / experiment.name
+        runs.agree_on_start(experiment, directory)
+        _say_where(console, experiment, directory)
+        with _claimed(directory) as folder:
+            if options.command == "train":
+                _train(experiment, directory, folder, console)
+            else:
+                _main_job(experiment, directory, folder, console)
+        console.print(f"{time.monotonic() - began:.0f} s")
+    return 0
+
+
+def _checked(options: argparse.Namespace, fields: list[str]) -> Experiment:
+    """The experiment, and that its values and its run folder can be used."""
+    from genaug import runs
+
     experiment = _experiment(options, fields)
+    runs.check(experiment)
+    runs.check_claim(options.run_dir or Path("runs") / experiment.name, experiment)
+    return experiment
+
+
+def _say_where(console: Console, experiment: Experiment, directory: Path) -> None:
     import jax
 
+    of = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    console.print(
+        f"genaug {__version__} · {jax.devices()[0].platform} x{jax.device_count()}{of} · "
+        f"jax {jax.__version__} · run {directory} (seed {experiment.seed})"
+    )
+
+
+def _train(experiment: Experiment, directory: Path, folder: Path, console: Console) -> None:
+    from genaug import job, runs
+
+    run = runs.prepare(experiment, folder, shared=directory, compare=False)
+    job.announce(run, console)
+    job.train(run, console)
+    console.print(f"trained: {directory}/checkpoints, {directory}/samples")
+
+
+def _main_job(experiment: Experiment, directory: Path, folder: Path, console: Console) -> None:
     from genaug import job, replication, runs
-    from genaug.logs import lock
     from genaug.table import results_table
 
-    runs.check(experiment)
-    directory = options.run_dir or Path("runs") / experiment.name
-    runs.check_claim(directory, experiment)
-    began = time.monotonic()
-    device = jax.devices()[0]
-    console.print(
-        f"genaug {__version__} · {device.platform} x{jax.device_count()} · jax {jax.__version__} · "
-        f"run {directory} (seed {experiment.seed})"
-    )
+    if experiment.study.num_splits > 1:
+        results = replication.run_splits(experiment, folder, console, shared=directory)
+        samplers = f"{directory}/split_*/export/"
+    else:
+        results = job.run_job(runs.prepare(experiment, folder, shared=directory), console)
+        samplers = f"{directory}/export/"
+    console.print()
+    console.print(results_table(results))
+    console.print(f"\n{results['verdict']['sentence']}\n")
+    console.print(f"Report   {directory}/report.html")
+    console.print(f"Sampler  {samplers}")
+
+
+@contextmanager
+def _claimed(directory: Path) -> Iterator[Path]:
+    """The run folder, kept from other runs; on all processes but the first, a copy of it."""
+    from genaug import processes
+    from genaug.logs import lock
+
     existed = directory.exists()
-    try:
-        with lock(directory):
-            if options.command == "train":
-                run = runs.prepare(experiment, directory, compare=False)
-                job.announce(run, console)
-                job.train(run, console)
-                console.print(f"trained: {directory}/checkpoints, {directory}/samples")
-            else:
-                if experiment.study.num_splits > 1:
-                    results = replication.run_splits(experiment, directory, console)
-                    samplers = f"{directory}/split_*/export/"
-                else:
-                    results = job.run_job(runs.prepare(experiment, directory), console)
-                    samplers = f"{directory}/export/"
-                console.print()
-                console.print(results_table(results))
-                console.print(f"\n{results['verdict']['sentence']}\n")
-                console.print(f"Report   {directory}/report.html")
-                console.print(f"Sampler  {samplers}")
-    finally:
-        _remove_if_unused(directory, existed)
-    console.print(f"{time.monotonic() - began:.0f} s")
-    return 0
+    with ExitStack() as stack:
+        if processes.is_first():
+            stack.callback(_remove_if_unused, directory, existed)
+        processes.together(
+            lambda: stack.enter_context(lock(directory)) if processes.is_first() else None
+        )
+        yield stack.enter_context(processes.own_copy(directory))
 
 
 def _remove_if_unused(directory: Path, existed: bool) -> None:
@@ -316,10 +395,10 @@ def _tokenizer(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _doctor(options: argparse.Namespace, _: list[str]) -> int:
-    _start(options)
-    from genaug.commands import doctor
+    with _started(options) as console:
+        from genaug.doctor import doctor
 
-    print(doctor())
+        console.print(doctor(options.run_dir))
     return 0
 
 

@@ -1,9 +1,8 @@
-"""What the smaller commands do: sample, evaluate, data list, doctor."""
+"""What the smaller commands do: sample, evaluate, data list."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,12 +26,6 @@ from genaug.parallel import Mesh, make_mesh
 from genaug.pictures import write_grid
 from genaug.sampling import make_sampler
 from genaug.types import CondField, TokenSpec, UserError
-
-EXTRAS = {
-    "demo": ("mlxtend", "imblearn"),
-    "text": ("tokenizers",),
-    "test": ("pytest", "beartype", "ruff"),
-}
 
 
 def sample(options: argparse.Namespace, conditions: Sequence[str]) -> str:
@@ -284,23 +277,3 @@ def data_list() -> str:
             if value:
                 lines.append(plain(f"    {title:8}{value}"))
     return "\n".join(lines)
-
-
-def doctor() -> str:
-    """Versions, devices, extras, data: what a run would find."""
-    lines = [f"{name:18}{value}" for name, value in _flat(runs.environment())]
-    for extra, modules in EXTRAS.items():
-        missing = [m for m in modules if importlib.util.find_spec(m) is None]
-        state = f'missing {", ".join(missing)}: pip install "genaug[{extra}]"' if missing else "ok"
-        lines.append(f"{f'[{extra}]':18}{state}")
-    for entry in catalogue():
-        if entry.kind == "built-in":
-            lines.append(f"{entry.name:18}{'found' if entry.found else f'not found: {entry.how}'}")
-    return "\n".join(lines)
-
-
-def _flat(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-        for name, value in environment.items()
-    ]

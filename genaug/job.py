@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from genaug import export, report
+from genaug import export, parallel, report
 from genaug.arms import Arms
 from genaug.augmentation import Drawn, draw, wanted
 from genaug.data import batches, pipeline, write_examples
@@ -66,6 +66,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
         batch_size=config.batch_size,
         seed=experiment.seed,
         balance=config.class_balance,
+        rows=parallel.local_rows(config.batch_size, run.mesh),
     )
     latest: dict[str, float] = {}
     log: list[MetricLog] = []
@@ -87,7 +88,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
             config,
             key=key["train"],
             mesh=run.mesh,
-            checkpoints=run.directory / "checkpoints",
+            checkpoints=run.checkpoints,
             start=run.start,
             hooks=hooks(run, key, record),
             log=record,
@@ -173,7 +174,7 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
     announce(run, console)
     weights = train(run, console, "[1/5]")
     sampler = make_sampler(run.model, weights, run.mesh)
-    model_digest = export.digest(jax.device_get(weights))
+    model_digest = export.digest(parallel.to_host(weights))
 
     real = run.dataset.arrays(run.splits.train)
     counts = np.bincount(real["label"], minlength=len(run.dataset.class_names))

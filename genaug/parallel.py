@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Int64
 
 from genaug.state import NetworkState, RowsLoss, accumulated, value_and_grad
 from genaug.types import Batch, Metrics, State, UserError, Weights
@@ -81,10 +83,16 @@ def use_cpu_cores_as_devices() -> None:
 
 
 def make_mesh(config: Mesh) -> DeviceMesh:
-    """The mesh a config asks for; refused when the machine has fewer devices."""
-    shape = _shape(config, jax.device_count(), "this machine")
-    devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
-    return _device_mesh(devices, config)
+    """The mesh a config asks for, of the devices of all processes; refused if there are fewer."""
+    found, processes = jax.devices(), jax.process_count()
+    machine = f"all {processes} processes" if processes > 1 else "this machine"
+    shape = _shape(config, len(found), machine)
+    if processes > 1 and math.prod(shape) < len(found):
+        raise UserError(
+            f"mesh.data is {config.data}, which leaves some of the {len(found)} devices of "
+            f"{processes} processes idle: use --mesh.data -1, or start fewer processes."
+        )
+    return _arranged(found, shape, config, machine)
 
 
 def mesh_elsewhere(config: Mesh, name: str, libtpu: tuple[str, dict[str, Any]]) -> DeviceMesh:
@@ -96,25 +104,37 @@ def mesh_elsewhere(config: Mesh, name: str, libtpu: tuple[str, dict[str, Any]]) 
     Raises:
         UserError: of a config that does not fit, or a machine that libtpu does not know.
     """
-    from jax.experimental import mesh_utils, topologies
+    from jax.experimental import topologies
 
     try:
         found = topologies.get_topology_desc(libtpu[0], "tpu", **libtpu[1]).devices
     except Exception as error:  # libtpu raises whatever the part that refuses raises
         line = str(error).split("\n")[0][:200]
         raise UserError(f"--topology {name}: libtpu makes no such machine ({line}).") from error
-    shape, slices = _shape(config, len(found), name), libtpu[1].get("num_slices", 1)
+    return _arranged(found, _shape(config, len(found), name), config, name)
+
+
+def _arranged(
+    found: list[jax.Device], shape: tuple[int, int, int], config: Mesh, name: str
+) -> DeviceMesh:
+    """Devices in the order that suits their network: neighbours along the inner axes.
+
+    pmap has an order of its own. Slices of TPUs, joined by a slower network, lie along "data".
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in found})
     if math.prod(shape) < len(found):
         if slices > 1:
             raise UserError(f"{name}: use all devices of its {slices} slices (--mesh.data -1).")
         return _device_mesh(np.array(found[: math.prod(shape)]).reshape(shape), config)
+    if config.strategy == "pmap":
+        return _device_mesh(np.array(found).reshape(shape), config)
     if shape[0] % slices:
         raise UserError(
             f"mesh.data is {shape[0]} on {name}, whose {slices} slices lie along it: make it a "
             "multiple, with a smaller --mesh.fsdp or --mesh.tensor."
         )
-    within = (shape[0] // slices, *shape[1:])
     if slices > 1:
+        within = (shape[0] // slices, *shape[1:])
         devices = mesh_utils.create_hybrid_device_mesh(
             within, (slices, 1, 1), devices=found, allow_split_physical_axes=True
         )
@@ -231,9 +251,30 @@ def place(state: State, mesh: DeviceMesh) -> State:
     return jax.device_put(state, _places(_kept, state, mesh))
 
 
+def local_rows(batch_size: int, mesh: DeviceMesh) -> Int64[np.ndarray, " n"]:
+    """Positions in a batch of the rows that this process's devices compute with, ascending."""
+    held = _split(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in held.values()]))
+
+
 def split_rows(batch: Any, mesh: DeviceMesh, axis: int = 0) -> Any:
-    """A batch (or, with axis 1, a stack of batches) with its examples split over the devices."""
-    return jax.device_put(batch, _split(mesh, axis))
+    """A batch (or, with axis 1, a stack of batches) with its examples split over the devices.
+
+    Each process gives its `local_rows`.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(batch, _split(mesh, axis))
+    if mesh.config.strategy == "pmap":
+        return batch  # pmap takes what is this process's own
+    sharding = _split(mesh, axis)
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays from wherever they lie, whole, as NumPy's, on every process; all must ask."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def abstract(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> State:
@@ -402,13 +443,38 @@ def _under_pmap(step: Any, mesh: DeviceMesh, template: State, accumulate: int) -
         devices=list(mesh.devices.devices.flat),
     )
 
+    devices = len(mesh.devices.local_devices)
+
     def run(state: State, batches: Batch, key: jax.Array, first: int) -> tuple[State, Metrics]:
         def by_device(x: jax.Array) -> jax.Array:
-            return x.reshape(x.shape[0], mesh.size, -1, *x.shape[2:])
+            return x.reshape(x.shape[0], devices, -1, *x.shape[2:])
 
-        return program(state, jax.tree.map(by_device, batches), key, first)
+        found = program(state, jax.tree.map(by_device, batches), key, first)
+        return found if jax.process_count() == 1 else jax.tree.map(on_all, found)
+
+    def on_all(x: jax.Array) -> jax.Array:
+        """What pmap leaves as each process's own, as one array over the devices of all."""
+        parts = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, _whole(mesh), parts)
 
     return run
+
+
+def _of_rows(function: Callable[..., Any], mesh: DeviceMesh, **options: Any) -> Callable[..., Any]:
+    """A program whose last argument and result are rows, split over the devices.
+
+    With several processes each gives all rows, and gets all: a program's result may then be read
+    by any of them.
+    """
+    split = _split(mesh)
+    if jax.process_count() == 1:
+        return jax.jit(function, out_shardings=split, **options)
+    program = jax.jit(function, out_shardings=_whole(mesh), **options)
+
+    def spread(rows: Any) -> jax.Array:
+        return jax.make_array_from_callback(np.shape(rows), split, lambda at: rows[at])
+
+    return lambda *arguments: program(*arguments[:-1], jax.tree.map(spread, arguments[-1]))
 
 
 def compile_rows(
@@ -423,8 +489,7 @@ def compile_rows(
         used = lax.with_sharding_constraint(weights, _places(_in_use, weights, mesh))
         return function(used, key, rows)
 
-    split = _split(mesh)
-    return jax.jit(run, in_shardings=(None, _whole(mesh), split), out_shardings=split)
+    return _of_rows(run, mesh, in_shardings=(None, _whole(mesh), _split(mesh)))
 
 
 def compile_replicas(
@@ -447,4 +512,4 @@ def compile_replicas(
         out_specs=PartitionSpec(ROWS),
         check_vma=False,
     )
-    return jax.jit(mapped)
+    return _of_rows(mapped, mesh)

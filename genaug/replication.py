@@ -32,23 +32,26 @@ AUDIT_LEVEL = 0.95
 """Of the audit's intervals, as within one split."""
 
 
-def run_splits(experiment: Experiment, directory: Path, console: Console) -> dict[str, Any]:
+def run_splits(
+    experiment: Experiment, directory: Path, console: Console, shared: Path | None = None
+) -> dict[str, Any]:
     """`study.num_splits` runs in `split_0/`, `split_1/`, ... and the pooled results beside them.
 
-    A split that is there to its report is read, not run again.
+    A split that is there to its report is read, not run again. `shared` is as in `runs.prepare`.
 
     Raises:
         UserError, DataError: as a single run; or a folder that another config made.
     """
+    shared = shared or directory
     prepare(experiment, directory)
     found = []
     for i in range(experiment.study.num_splits):
         one, path = split_experiment(experiment, i), directory / f"split_{i}"
-        console.print(f"split {i + 1} of {experiment.study.num_splits}: {path}")
+        console.print(f"split {i + 1} of {experiment.study.num_splits}: {shared / path.name}")
         check_claim(path, one)
         if not (path / "report.html").is_file():
             with lock(path):
-                job.run_job(prepare(one, path), console)
+                job.run_job(prepare(one, path, shared=shared / path.name), console)
         found.append(read_json(path / "results.json"))
     results = pool(experiment.name, found)
     with replacing(directory / "study" / "pictures.npz") as file:

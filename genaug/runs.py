@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +32,7 @@ from genaug.evaluation.study import require_smote
 from genaug.export import named, spec_from_json, spec_to_json
 from genaug.files import read_json, write_atomically, write_json
 from genaug.logs import plain
+from genaug.processes import gathered, together
 from genaug.state import started_from
 from genaug.types import DataError, GenerativeModel, Spec, State, UserError, Weights
 
@@ -42,6 +45,7 @@ class Prepared:
 
     experiment: Experiment
     directory: Path
+    checkpoints: Path
     dataset: Dataset | TextDataset
     splits: Splits
     model: GenerativeModel
@@ -62,6 +66,11 @@ def rare_classes(experiment: Experiment) -> tuple[str, ...]:
 
 def check_claim(directory: Path, experiment: Experiment) -> None:
     """Refuse a run folder that another config made, or that something else lives in."""
+    if re.match(r"[a-z0-9]+:/", str(directory)):
+        raise UserError(
+            f"--run-dir {directory} is an address: use a folder, where a bucket is mounted "
+            "(`genaug launch` mounts one)."
+        )
     path = directory / "config.json"
     if path.is_file():
         changed = differences(read_json(path), to_json(experiment))
@@ -162,16 +171,24 @@ def check_comparable(
     require_labels(model.cond)
 
 
-def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    directory: Path,
+    *,
+    shared: Path | None = None,
+    compare: bool = True,
+) -> Prepared:
     """Read the data, bind the model and claim the folder. Nothing is written on bad input.
 
+    shared:  the run folder that all processes see, where `directory` is a process's own copy.
     compare: whether the run is to go on to the comparison after training.
     """
     check(experiment)
     check_claim(directory, experiment)
     mesh = parallel.make_mesh(experiment.mesh)
     parallel.check_batch_size(experiment.train.batch_size, mesh, experiment.train.accumulate)
-    dataset, splits = experiment.data.read()
+    read: Callable[[], tuple[Dataset | TextDataset, Splits]] = experiment.data.read
+    dataset, splits = together(read)
     if len(splits.train) < experiment.train.batch_size:
         raise UserError(
             f"train.batch-size is {experiment.train.batch_size}, but {plain(dataset.name)} has "
@@ -194,6 +211,7 @@ def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) ->
             "step": base.step,
         }
         start = partial(_start, base.state)
+    agree("other data", about)
     path = directory / "data.json"
     if path.is_file() and read_json(path) != about:
         raise DataError(
@@ -208,12 +226,29 @@ def prepare(experiment: Experiment, directory: Path, *, compare: bool = True) ->
     return Prepared(
         experiment=experiment,
         directory=directory,
+        checkpoints=(shared or directory) / "checkpoints",
         dataset=dataset,
         splits=splits,
         model=model,
         mesh=mesh,
         start=start,
     )
+
+
+def agree_on_start(experiment: Experiment, directory: Path) -> None:
+    """Refuse processes that were started differently."""
+    agree("another start", {"run-dir": str(directory), **versions(), **to_json(experiment)})
+
+
+def agree(what: str, value: Any) -> None:
+    """Refuse to go on where processes would do different things: `value` is JSON, alike on all."""
+    said = [json.loads(text) for text in gathered(json.dumps(value))]
+    for i, other in enumerate(said):
+        if changed := differences(said[0], other):
+            raise UserError(
+                f"Process {i} has {what} than process 0 ({'; '.join(changed[:5])}): start all "
+                "processes with the same command, versions and data."
+            )
 
 
 def _start(base: State, fresh: State) -> State:
@@ -310,16 +345,24 @@ def describe_data(dataset: Dataset | TextDataset, splits: Splits) -> dict[str, A
     }
 
 
-def environment() -> dict[str, Any]:
-    """Versions and devices."""
+def versions() -> dict[str, str]:
+    """Of the software that a run's results depend on."""
     return {
         "genaug": genaug.__version__,
         "python": platform.python_version(),
+        **{name: metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices."""
+    return {
+        **versions(),
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_cores": os.cpu_count(),
+        "processes": jax.process_count(),
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
-        **{name: metadata.version(name) for name in LIBRARIES},
     }
 
 
@@ -340,11 +383,7 @@ class Trained:
 
 def open_run(directory: Path) -> Trained:
     """A run's trained model, without its data."""
-    if not (directory / "config.json").is_file():
-        raise UserError(f"{directory} is no run folder: it has no config.json.")
-    path = directory / "config.json"
-    experiment = experiment_from_json(read_json(path), str(path))
-    about = read_json(directory / "data.json")
+    experiment, about = together(partial(_described, directory))
     spec = spec_from_json(about["spec"])
     model = experiment.model.make(spec)
     try:
@@ -368,6 +407,13 @@ def open_run(directory: Path) -> Trained:
         mesh=mesh,
         tokenizer=_tokenizer(directory) if "tokenizer" in about else None,
     )
+
+
+def _described(directory: Path) -> tuple[Experiment, dict[str, Any]]:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(f"{directory} is no run folder: it has no config.json.")
+    return experiment_from_json(read_json(path), str(path)), read_json(directory / "data.json")
 
 
 def _tokenizer(directory: Path) -> Tokenizer:

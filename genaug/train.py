@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from genaug import checkpoint, parallel
+from genaug import checkpoint, parallel, processes
 from genaug.types import GenerativeModel, State, UserError
 
 
@@ -38,6 +38,12 @@ class TrainingError(UserError):
     """Training that cannot go on. Exit code 4."""
 
     exit_code = 4
+
+
+class Preempted(UserError):
+    """A machine is about to be taken away, and what was trained is saved. Exit code 143."""
+
+    exit_code = 143
 
 
 class Hook(NamedTuple):
@@ -93,11 +99,7 @@ def fit(
     else:
         fresh = parallel.compile_init(model.init, mesh)(init_key)
         state, first = parallel.place(start(fresh), mesh), 0
-    if first > config.num_steps:
-        raise UserError(
-            f"The run has already made {first} updates, more than train.num-steps "
-            f"{config.num_steps}: use another --run-dir."
-        )
+    _check_first(first, config.num_steps)
     resumed(first)
     if checkpoints:
         hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, first))]
@@ -111,15 +113,35 @@ def fit(
             _report(*pending, log)
         step = begin + config.steps_per_call
         pending = (step, metrics)
+        stop = processes.must_stop(step // config.steps_per_call) and step < config.num_steps
         due = [hook for hook in hooks if step % hook.every == 0 or step == config.num_steps]
-        if due:  # Hooks read the state and so wait for it; what a checkpoint covers is logged.
+        if due or stop:  # Both wait for the state; what a checkpoint covers is logged.
             _report(*pending, log)
             pending = None
         for hook in due:
             hook.call(step, state)
+        if stop:
+            raise _preempted(checkpoints, step, state)
     if pending:
         _report(*pending, log)
     return state
+
+
+def _check_first(first: int, num_steps: int) -> None:
+    if first > num_steps:
+        raise UserError(
+            f"The run has already made {first} updates, more than train.num-steps {num_steps}: "
+            "use another --run-dir."
+        )
+
+
+def _preempted(checkpoints: Path | None, step: int, state: State) -> Preempted:
+    if checkpoints:
+        checkpoint.save(checkpoints, step, state)
+    return Preempted(
+        f"A machine is about to be taken away; update {step} is saved, and the same command goes "
+        "on from there."
+    )
 
 
 def _saver(directory: Path, start: int) -> Callable[[int, State], None]:

@@ -303,6 +303,11 @@ def test_a_run_folder_of_other_data_is_left_alone(run_cli, experiment_file, fini
     assert snapshot(finished_copy) == before
 
 
+def test_a_run_folder_is_no_address(run_cli, experiment_file, capsys):
+    assert run_cli("train", experiment_file, "--run-dir", "gs://bucket/run") == 2
+    assert "gs:/bucket/run is an address: use a folder" in capsys.readouterr().err
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(
     run_cli, experiment_file, tmp_path, capsys
 ):

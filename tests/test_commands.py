@@ -1,4 +1,4 @@
-"""The smaller commands: sample, evaluate, data list, doctor."""
+"""The smaller commands: sample, evaluate, data list."""
 
 import json
 
@@ -183,19 +183,6 @@ def test_data_list_says_how_to_get_what_is_missing(run_cli, capsys, monkeypatch)
     out = capsys.readouterr().out
     assert "mnist5k  (built-in, not found)" in out
     assert 'pip install "genaug[demo]"' in out
-
-
-def test_doctor_prints_versions_devices_extras_and_data(run_cli, capsys):
-    assert run_cli("doctor") == 0
-    out = capsys.readouterr().out
-    for words in ("genaug", "jax", f"{jax.__version__}", "python", "devices", "[demo]", "digits"):
-        assert words in out
-
-
-def test_doctor_names_a_missing_extra(run_cli, capsys, monkeypatch):
-    monkeypatch.setattr("genaug.commands.EXTRAS", {"demo": ("absent_package",)})
-    assert run_cli("doctor") == 0
-    assert 'missing absent_package: pip install "genaug[demo]"' in capsys.readouterr().out
 
 
 def test_report_writes_the_page_again(run_cli, finished_copy, capsys):

@@ -1,9 +1,8 @@
 """Batches as a pure function of (indices, seed, balance, step).
 
 The stream: positions of `indices`, in a new order each epoch, epochs joined end to end, cut into
-global batches, of which process p takes the p-th block of rows. Joining the processes' rows in
-process order gives the same global batch on any number of processes, and step k is the same batch
-whether it is reached from 0 or from k - 1.
+batches. Of a batch a process may take some rows alone; which batch step k is depends neither on
+that nor on whether it is reached from 0 or from k - 1.
 
 Grain runs the stream (random access, threads that read ahead, exact resume), but the order is
 computed one epoch at a time with NumPy rather than by Grain's own shuffle, whose 15 microseconds of
@@ -36,22 +35,22 @@ def pipeline(
     batch_size: int,
     seed: int,
     balance: float = 0.0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Integer[np.ndarray, " b"] | None = None,
 ) -> grain.MapDataset:
-    """An endless dataset whose element `ds[step]` is the batch of that step.
+    """An endless dataset whose element `ds[step]` is the batch of that step, or these rows of it.
 
     A batch is what `dataset.arrays` gives: `{"image": uint8 [b, h, w, c], "label": int32 [b]}`, or
-    `{"tokens": int32 [b, length], "segments": ..., "num_bytes": int32 [b]}`. `batch_size` is the
-    global one; b is `batch_size // process_count`. With `balance` in [0, 1] class c is drawn in
-    proportion to `count_c ** (1 - balance)`: 0 as it is, 1 each class equally often.
-    Raises UserError for a batch that the examples or the processes cannot fill.
+    `{"tokens": int32 [b, length], "segments": ..., "num_bytes": int32 [b]}`. `rows` are the
+    positions in the batch that a process wants, of several that share the work
+    (`parallel.local_rows`). With `balance` in [0, 1] class c is drawn in proportion to
+    `count_c ** (1 - balance)`: 0 as it is, 1 each class equally often.
+    Raises UserError for a batch that the examples cannot fill.
     """
-    _check(len(indices), batch_size, seed, balance, process_index, process_count)
+    _check(len(indices), batch_size, seed, balance)
     indices = np.asarray(indices, np.int64)
     classes = _classes(dataset.labels[indices], balance)
     length = sum(target for _, target in classes)
-    block = batch_size // process_count
+    mine = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
 
     @functools.lru_cache(maxsize=4)  # a batch touches two epochs at most, threads run ahead of it
     def epoch(number: int) -> np.ndarray:
@@ -61,12 +60,11 @@ def pipeline(
         ]
         return indices[np.concatenate(drawn)[permutation(length, seed, number)]]
 
-    def rows(step: int) -> np.ndarray:
-        start = step * batch_size + process_index * block
-        number, offset = np.divmod(np.arange(start, start + block), length)
+    def examples(step: int) -> np.ndarray:
+        number, offset = np.divmod(step * batch_size + mine, length)
         return np.concatenate([epoch(int(n))[offset[number == n]] for n in np.unique(number)])
 
-    return grain.MapDataset.source(range(_ENDLESS)).map(rows).map(dataset.arrays)
+    return grain.MapDataset.source(range(_ENDLESS)).map(examples).map(dataset.arrays)
 
 
 def batches(
@@ -102,14 +100,9 @@ def _repeat(members: np.ndarray, target: int, seed: tuple[int, ...]) -> np.ndarr
     return np.concatenate([np.tile(members, whole), extra])
 
 
-def _check(
-    count: int, batch_size: int, seed: int, balance: float, process_index: int, process_count: int
-) -> None:
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"a batch of {batch_size} cannot be shared by {process_count} processes: choose a "
-            f"multiple, e.g. {max(batch_size // process_count, 1) * process_count}"
-        )
+def _check(count: int, batch_size: int, seed: int, balance: float) -> None:
+    if batch_size < 1:
+        raise UserError(f"the batch size is {batch_size}; expected 1 or more")
     if count < batch_size:
         half = 2 ** max(count.bit_length() - 1, 0)
         hint = f"choose {half} or less" if count else "the split is empty"
@@ -118,5 +111,3 @@ def _check(
         raise UserError(f"balance is {balance}; expected 0 (as it is) to 1 (classes equally often)")
     if seed < 0:
         raise UserError(f"the seed is {seed}; expected 0 or more")
-    if not 0 <= process_index < process_count:
-        raise UserError(f"process {process_index} of {process_count} does not exist")
