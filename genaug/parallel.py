@@ -122,17 +122,9 @@ def _arranged(
     pmap has an order of its own. Slices of TPUs, joined by a slower network, lie along "data".
     """
     slices = len({getattr(device, "slice_index", 0) for device in found})
-    if math.prod(shape) < len(found):
-        if slices > 1:
-            raise UserError(f"{name}: use all devices of its {slices} slices (--mesh.data -1).")
+    _check_slices(shape, len(found), slices, name)
+    if math.prod(shape) < len(found) or config.strategy == "pmap":
         return _device_mesh(np.array(found[: math.prod(shape)]).reshape(shape), config)
-    if config.strategy == "pmap":
-        return _device_mesh(np.array(found).reshape(shape), config)
-    if shape[0] % slices:
-        raise UserError(
-            f"mesh.data is {shape[0]} on {name}, whose {slices} slices lie along it: make it a "
-            "multiple, with a smaller --mesh.fsdp or --mesh.tensor."
-        )
     if slices > 1:
         within = (shape[0] // slices, *shape[1:])
         devices = mesh_utils.create_hybrid_device_mesh(
@@ -180,14 +172,37 @@ def _shape(config: Mesh, available: int, machine: str) -> tuple[int, int, int]:
     return data, config.fsdp, config.tensor
 
 
+def _check_slices(shape: tuple[int, int, int], available: int, slices: int, machine: str) -> None:
+    if slices > 1 and math.prod(shape) < available:
+        raise UserError(f"{machine}: use all devices of its {slices} slices (--mesh.data -1).")
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh.data is {shape[0]} on {machine}, whose {slices} slices lie along it: make it a "
+            "multiple, with a smaller --mesh.fsdp or --mesh.tensor."
+        )
+
+
 def check_batch_size(batch_size: int, mesh: DeviceMesh, accumulate: int = 1) -> None:
     """Refuse a batch that the devices cannot share equally, each of its parts."""
-    groups = mesh.size * accumulate
+    _check_rows(batch_size, mesh.size, accumulate)
+
+
+def check_elsewhere(
+    config: Mesh, available: int, slices: int, machine: str, batch_size: int, accumulate: int
+) -> None:
+    """Refuse a mesh or batch that the devices of a machine that is not here cannot share."""
+    shape = _shape(config, available, machine)
+    _check_slices(shape, available, slices, machine)
+    _check_rows(batch_size, shape[0] * shape[1], accumulate)
+
+
+def _check_rows(batch_size: int, size: int, accumulate: int) -> None:
+    groups = size * accumulate
     if batch_size < 1 or batch_size % groups:
         below = max(batch_size // groups, 1) * groups
         parts = f" times train.accumulate {accumulate}" if accumulate > 1 else ""
         raise UserError(
-            f"train.batch-size {batch_size} is not divisible by the {mesh.size} devices of the "
+            f"train.batch-size {batch_size} is not divisible by the {size} devices of the "
             f"mesh (data x fsdp){parts}: use {below} or {below + groups}, or --mesh.data with a "
             "divisor of it."
         )

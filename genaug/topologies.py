@@ -1,4 +1,4 @@
-"""The machines that `genaug plan` plans for: chips, the shapes that clouds sell, and their names.
+"""The machines that genaug plans for and launches on: chips, the shapes sold, and their names.
 
     v5e-256  v5p-128  2xv5e-256     as clouds sell them (v4, v5p and tpu7x count cores)
     v5e:16x16  2xv5p:4x4x4          as libtpu names them
@@ -78,16 +78,38 @@ class Topology:
     @property
     def num_devices(self) -> int:
         """JAX devices, over all slices."""
-        return math.prod(self.shape) * self.chip.devices * self.num_slices
+        return self.chips * self.chip.devices * self.num_slices
+
+    @property
+    def chips(self) -> int:
+        """Chips of a slice."""
+        return math.prod(self.shape)
+
+    @property
+    def chips_a_host(self) -> int:
+        """Chips that one machine of a slice drives."""
+        if self.shape == (2, 4) and self.chip.dimensions == 2:
+            return 8  # sold as one host
+        return min(self.chips, 4)
+
+    @property
+    def hosts(self) -> int:
+        """Machines of a slice."""
+        return self.chips // self.chips_a_host
+
+    @property
+    def is_sold(self) -> bool:
+        """Whether clouds sell a slice under its number of cores."""
+        return self.shape in (_FLAT if self.chip.dimensions == 2 else _CUBES)
 
     @property
     def libtpu(self) -> tuple[str, dict[str, Any]]:
         """The name and the options that libtpu takes."""
         options: dict[str, Any] = {}
-        if math.prod(self.shape) == 1:
+        if self.chips == 1:
             options["chips_per_host_bounds"] = (1, 1, 1)
-        elif self.shape == (2, 4) and self.chip.dimensions == 2:
-            options["chips_per_host_bounds"] = (2, 4, 1)  # sold as one host
+        elif self.chips_a_host == 8:
+            options["chips_per_host_bounds"] = (2, 4, 1)
         if self.chip.name == "v4":
             options["chip_config_name"] = "megacore"  # else two devices a chip
         if self.num_slices > 1:
