@@ -93,6 +93,14 @@ def parser() -> argparse.ArgumentParser:
             usage="genaug plan EXPERIMENT [--topology NAME ...] [--FIELD VALUE ...]",
         )
     )
+    _launch_options(
+        command(
+            "launch",
+            "what starts an experiment on a TPU pod, a SLURM cluster or several hosts",
+            usage="genaug launch EXPERIMENT --to gke|tpu-vm|slurm|hosts --run-dir DIR [--FIELD "
+            "VALUE ...]",
+        )
+    )
     report = command("report", "write a run's report.html again")
     report.add_argument("run", type=Path, help="a run folder")
     data = command("data", "which datasets are here, and how to get what is not")
@@ -144,6 +152,42 @@ def _plan_options(sub: argparse.ArgumentParser) -> None:
     sub.epilog = "--topology for TPUs needs their compiler, but no TPU. " + EPILOG
 
 
+def _launch_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--to", metavar="TARGET", help="gke, tpu-vm, slurm or hosts")
+    sub.add_argument("--command", dest="command_there", choices=("run", "train"), default="run",
+                     help="what the machines do (default: run)")  # fmt: skip
+    sub.add_argument("--run-dir", help="gs://BUCKET/FOLDER (gke, tpu-vm), or a shared path")
+    sub.add_argument("--name", help="of the job (default: the experiment's)")
+    sub.add_argument("--max-restarts", type=int, help="after preemptions and crashes (default 10)")
+    sub.add_argument("--apply", action="store_true", help="run it, rather than print it")
+    sub.add_argument("--out", type=Path, help="write it here, rather than print it")
+    cloud = sub.add_argument_group("gke and tpu-vm")
+    cloud.add_argument("--topology", help="v5e-8, v5p-128, 2xv5e-256, as of genaug plan")
+    cloud.add_argument("--spot", action="store_true", help="cheaper machines that are preempted")
+    cloud.add_argument("--install", help="for pip: 'genaug[tpu,text] @ https://...' (gke: none)")
+    cloud.add_argument("--no-plan", action="store_true", help="compile nothing for the comment")
+    cloud.add_argument("--num-classes", type=int, help="of data that is not here, to plan")
+    cloud.add_argument("--vocab-size", type=int, help="of a tokenizer that is not here, to plan")
+    gke = sub.add_argument_group("gke")
+    gke.add_argument("--image", help="the container")
+    gke.add_argument("--queue", help="Kueue's, as of a cluster made by xpk")
+    gke.add_argument("--service-account", help="of the pods: it may write to the bucket")
+    vm = sub.add_argument_group("tpu-vm")
+    vm.add_argument("--project", help="of Google Cloud (default: gcloud's)")
+    vm.add_argument("--zone", help="where the machines are")
+    slurm = sub.add_argument_group("slurm")
+    slurm.add_argument("--nodes", type=int, help="machines (default 1)")
+    slurm.add_argument("--gpus-per-node", type=int, help="a process each (default: no GPUs)")
+    slurm.add_argument("--partition", help="of the cluster")
+    slurm.add_argument("--account", help="that pays")
+    slurm.add_argument("--time", help="the limit, as 2-00:00:00")
+    hosts = sub.add_argument_group("hosts")
+    hosts.add_argument("--host", action="append", help="user@machine or localhost, a process each")
+    hosts.add_argument("--port", type=int, help="of the first host (default 8476)")
+    own = sub.add_argument_group("slurm and hosts")
+    own.add_argument("--genaug", metavar="PATH", help="the command there (default: genaug)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -158,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
             "sample": _sample,
             "evaluate": _evaluate,
             "plan": _plan,
+            "launch": _launch,
             "report": _report,
             "data": _data,
             "tokenizer": _tokenizer,
@@ -177,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _split_help(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the command, and the rest: an experiment's fields, its --help among them."""
     top = parser()
-    is_job = arguments[:1] in (["run"], ["train"], ["plan"])
+    is_job = arguments[:1] in (["run"], ["train"], ["plan"], ["launch"])
     wants_fields = is_job and any(not a.startswith("-") for a in arguments[1:2])
     if wants_fields and any(a in ("-h", "--help") for a in arguments):
         kept = [a for a in arguments if a not in ("-h", "--help")]
@@ -366,6 +411,12 @@ def _plan(options: argparse.Namespace, fields: list[str]) -> int:
     for text in plan(options, fields):
         console.print(text)
     return 0
+
+
+def _launch(options: argparse.Namespace, fields: list[str]) -> int:
+    from genaug.launch.command import launch
+
+    return launch(options, fields)
 
 
 def _report(options: argparse.Namespace, _: list[str]) -> int:

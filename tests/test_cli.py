@@ -11,7 +11,8 @@ from genaug import cli, config
 
 pytest_plugins = ["tiny_run"]
 
-COMMANDS = ["run", "train", "sample", "evaluate", "plan", "report", "data", "tokenizer", "doctor"]
+COMMANDS = ["run", "train", "sample", "evaluate", "plan", "launch", "report", "data"]
+COMMANDS += ["tokenizer", "doctor"]
 HEAVY = ("jax", "flax", "numpy", "tyro", "rich", "PIL", "optax", "tensorflow_datasets")
 
 PROBE = """
