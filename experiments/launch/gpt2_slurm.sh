@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# gpt2 on 4 nodes, 8 GPUs each. Written by
+#
+#   genaug launch experiments/gpt2.py --to slurm --command train --run-dir /shared/runs/gpt2 --nodes 4 --gpus-per-node 8 --time 2-00:00:00 --genaug /shared/venv/bin/genaug
+#
+# No plan was made: genaug plan knows the memory and speed of TPUs.
+#
+#   sbatch FILE     start; relative paths are read in the folder where this is said
+#
+# SLURM puts a job that is preempted, or whose node is lost, into the queue again; after a crash this
+# script does, unless it was started again 10 times. A mistake (exit codes 2, 3, 4) ends the job.
+#SBATCH --job-name=gpt2
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --time=2-00:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=gpt2-%j.log
+set -u
+
+max_restarts=10
+pause=${PAUSE:-30} # seconds before a restart
+shared=/shared/runs/gpt2.launch
+export MISTAKE="$shared/mistake-$SLURM_JOB_ID"
+export JAX_COMPILATION_CACHE_DIR=/shared/runs/compile_cache
+
+mkdir -p "$shared" || exit 2
+rm -f "$MISTAKE"
+cat >"$shared/gpt2.py" <<'EXPERIMENT'
+"""GPT-2's 124-million-parameter net on your own corpus: a preset for accelerators.
+
+    genaug tokenizer corpus/ --vocab-size 50256 --out tokenizer.json
+    genaug train experiments/gpt2.py --data.source corpus/ --data.tokenizer tokenizer.json
+
+A folder of .txt files (OpenWebText's, say), a .jsonl or a .csv; 1,024 tokens of context, nanoGPT's
+recipe (600,000 updates of 480 rows). Run here: the net's equality with Hugging Face's
+(tests/nets/test_transformer.py), its number of parameters, two updates on made-up rows of this
+length and vocabulary at an eighth of the width (tests/models/test_transformer_lm.py), and `tiny()`.
+Not run: the training.
+"""
+
+import dataclasses
+
+from genaug.config import Experiment
+from genaug.data import TextData
+from genaug.models.transformer_lm import TransformerLM, gpt2
+from genaug.state import Adam
+from genaug.train import Train
+
+
+def config() -> Experiment:
+    """The full run."""
+    return Experiment(
+        name="gpt2",
+        data=TextData(
+            source="corpus",
+            tokenizer="tokenizer.json",
+            context=1024,
+            valid_fraction=0.0005,
+            stride=1024,
+        ),
+        model=dataclasses.replace(gpt2(), scan_layers=True, remat=True, dtype="bfloat16"),
+        train=Train(
+            num_steps=600_000,
+            batch_size=480,
+            steps_per_call=100,
+            evaluate_every=2000,
+            sample_every=10_000,
+            checkpoint_every=2000,
+        ),
+    )
+
+
+def tiny() -> Experiment:
+    """What `pydoc_lm` does not: GPT-2's layers, looped, texts packed whole."""
+    return dataclasses.replace(
+        config(),
+        name="gpt2_tiny",
+        data=TextData(source="pydoc_topics", packing="whole", too_long="split", context=24),
+        model=TransformerLM(
+            num_layers=2,
+            num_heads=2,
+            embed_dim=16,
+            positions="learned",
+            activation="gelu",
+            norm="layer",
+            use_bias=True,
+            scan_layers=True,
+            remat=True,
+            optimizer=Adam(learning_rate=3e-3),
+            ema_decay=0.99,
+        ),
+        train=Train(
+            num_steps=100,
+            batch_size=32,
+            steps_per_call=10,
+            evaluate_every=50,
+            sample_every=50,
+            checkpoint_every=50,
+        ),
+    )
+EXPERIMENT
+
+# srun returns the highest code of all tasks, and those it kills have 137: a mistake is written down.
+# shellcheck disable=SC2016
+task='"$@"; code=$?
+case $code in 2 | 3 | 4) echo "$code" >"$MISTAKE" ;; esac
+exit "$code"'
+# A process a GPU, as JAX counts them under SLURM.
+srun --kill-on-bad-exit=1 bash -c "$task" task \
+  /shared/venv/bin/genaug train "$shared/gpt2.py" --distributed \
+  --run-dir /shared/runs/gpt2
+code=$?
+
+ls "$shared" >/dev/null # a network's file system looks again
+[[ -s $MISTAKE ]] && code=$(<"$MISTAKE") && rm -f "$MISTAKE"
+case $code in 0 | 2 | 3 | 4 | 130) exit "$code" ;; esac
+restarts=${SLURM_RESTART_COUNT:-0}
+((restarts < max_restarts)) || { echo "launch: no restart is left" >&2 && exit "$code"; }
+echo "launch: ended with $code; restart $((restarts + 1)) of $max_restarts in $pause s" >&2
+sleep "$pause"
+scontrol requeue "$SLURM_JOB_ID"
