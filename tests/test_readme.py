@@ -26,11 +26,13 @@ def test_python_example_trains_and_samples(optimized):
 def test_commands_exist_and_files_named_are_there():
     known = parser().format_help()
     for command in set(
-        re.findall(r"genaug (run|train|sample|evaluate|report|data|doctor)", README)
+        re.findall(r"genaug (run|train|sample|evaluate|plan|launch|report|data|doctor)", README)
     ):
         assert command in known
     root = Path(__file__).parents[1]
-    for path in set(re.findall(r"(?:experiments|genaug|tests)/[\w/]+\.(?:py|png)", README)):
+    for path in set(
+        re.findall(r"(?:experiments|genaug|tests)/[\w/-]+\.(?:py|png|sh|yaml)", README)
+    ):
         assert (root / path).is_file(), path
 
 
