@@ -461,6 +461,9 @@ def test_an_experiment_is_needed_and_a_small_one(tmp_path, file, capsys):
     assert "Name an experiment file" in capsys.readouterr().err
     assert cli.main(["launch", str(tmp_path / "none.py"), *GKE]) == 2
     assert "There is no experiment file" in capsys.readouterr().err
+    Path(file).write_text(EXPERIMENT.replace("Mesh()", 'Mesh(), name="a\\nrm -rf b"'))
+    assert cli.main(["launch", file, *GKE]) == 2
+    assert "Its name has a line's end" in capsys.readouterr().err
     Path(file).write_text(EXPERIMENT + "#" * 70_000)
     assert cli.main(["launch", file, *GKE]) == 2
     assert "more than 65536 bytes" in capsys.readouterr().err

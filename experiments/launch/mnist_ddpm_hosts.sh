@@ -19,7 +19,7 @@ pause=${PAUSE:-30} # seconds between the end and the next start: ports and devic
 # What runs on a host: $1 is the number of its process. Its input stays open as long as it shall run.
 worker=$(
   cat <<'WORKER_EXPERIMENT'
-set -m # a process is a group of its own, with all that it starts
+set -m # the process is a group of its own, with all that it starts
 folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT
 cat >"$folder/mnist-ddpm.py" <<'EXPERIMENT'
 """A small diffusion model of the MNIST digits, by class, that does not learn them by heart.
@@ -116,9 +116,11 @@ process=$!
   sleep 15 # one that waits for a lost peer does not listen
   kill -9 -- "-$process"
 } >/dev/null 2>&1 &
+watcher=$!
+set +m && disown "$watcher"
 wait "$process"
 code=$?
-kill -9 -- "-$process" "-$!" 2>/dev/null # what they left
+kill -9 -- "-$process" "-$watcher" 2>/dev/null # and what they started
 exit "$code"
 WORKER_EXPERIMENT
 )

@@ -13,52 +13,30 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from genaug import config, parallel, topologies, train
 from genaug import plan as planning
-from genaug.config import Experiment, nearest_name
+from genaug.config import Experiment
 from genaug.data.spec import spec_of
 from genaug.export import spec_to_json
 from genaug.files import write_atomically
 from genaug.launch import CLOUD, Launch, Target, render
+from genaug.launch.options import COMMON, FLAGS, IN_A_CLOUD, target_of, words
+from genaug.launch.options import flag as flag_of
 from genaug.plan_table import gib, seconds
 from genaug.topologies import Topology
 from genaug.types import UserError
 
-IN_A_CLOUD = ("gke", "tpu-vm")
-ON_ONES_OWN = ("slurm", "hosts")
-FLAGS: dict[str, tuple[str, ...]] = {
-    "topology": IN_A_CLOUD,
-    "spot": IN_A_CLOUD,
-    "install": IN_A_CLOUD,
-    "no_plan": IN_A_CLOUD,
-    "num_classes": IN_A_CLOUD,
-    "vocab_size": IN_A_CLOUD,
-    "image": ("gke",),
-    "queue": ("gke",),
-    "service_account": ("gke",),
-    "project": ("tpu-vm",),
-    "zone": ("tpu-vm",),
-    "nodes": ("slurm",),
-    "gpus_per_node": ("slurm",),
-    "partition": ("slurm",),
-    "account": ("slurm",),
-    "time": ("slurm",),
-    "host": ("hosts",),
-    "port": ("hosts",),
-    "genaug": ON_ONES_OWN,
-}
-"""Which options go with what is launched on."""
-COMMON = ("command_there", "run_dir", "name", "max_restarts")
 INSTALL = "genaug[demo,text,tpu]"
 MOST_BYTES = 2**16
 """Of an experiment's file: it travels in a word of a command."""
+_NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def launch(options: argparse.Namespace, fields: Sequence[str]) -> int:
     """Print, write or run what starts an experiment; the exit code."""
-    target = _target(options)
+    target = target_of(options)
     if options.experiment is None:
         raise UserError(f"Name an experiment file: genaug launch EXPERIMENT --to {target}.")
     experiment = config.override(config.load(options.experiment), list(fields))
@@ -75,26 +53,6 @@ def launch(options: argparse.Namespace, fields: Sequence[str]) -> int:
         return _apply(made, text, options.out)
     print(options.out if options.out else text, end="\n" if options.out else "")
     return 0
-
-
-def _target(options: argparse.Namespace) -> Target:
-    """What is launched on; refuses options of something else."""
-    known = get_args(Target)
-    if options.to not in known:
-        near = nearest_name(options.to, list(known)) if options.to else ""
-        raise UserError(f"--to must be one of {', '.join(known)}.{near}")
-    target: Target = options.to
-    for name, targets in FLAGS.items():
-        if target not in targets and getattr(options, name) not in (None, False):
-            own = ", ".join(_flag(flag) for flag, of in FLAGS.items() if target in of)
-            raise UserError(
-                f"{_flag(name)} is for --to {' and '.join(targets)}; --to {target} takes {own}."
-            )
-    return target
-
-
-def _flag(name: str) -> str:
-    return "--command" if name == "command_there" else f"--{name.replace('_', '-')}"
 
 
 def _launch(
@@ -116,11 +74,14 @@ def _launch(
             f"{options.experiment} has more than {MOST_BYTES} bytes: put data elsewhere."
         )
     values = {name: getattr(options, name) for name in (*FLAGS, *COMMON)}
-    for flag, value in [*values.items(), *((field, field) for field in fields)]:
-        _check_words(flag, value)
+    texts = [(flag_of(flag), value) for flag, value in values.items()]
+    texts += [(field.split("=")[0], field) for field in fields]
+    texts += [("The experiment's file", options.experiment), ("Its name", experiment.name)]
+    for what, value in texts:
+        _check_words(what, value)
     for flag, least in (("max_restarts", 0), ("nodes", 1), ("gpus_per_node", 1), ("port", 1)):
         if values[flag] is not None and values[flag] < least:
-            raise UserError(f"{_flag(flag)} is {values[flag]}; it must be at least {least}.")
+            raise UserError(f"{flag_of(flag)} is {values[flag]}; it must be at least {least}.")
     given: dict[str, Any] = {
         flag: values[flag]
         for flag in ("max_restarts", "image", "queue", "service_account", "project", "zone",
@@ -146,14 +107,11 @@ def _launch(
     return made
 
 
-def _check_words(flag: str, value: Any) -> None:
+def _check_words(what: str, value: Any) -> None:
     """Refuse what no shell and no comment has as a part of one line."""
     for word in value if isinstance(value, list) else [value]:
-        if isinstance(word, str) and re.search(
-            r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", word
-        ):
-            where = word.split("=")[0] if flag == word else _flag(flag)
-            raise UserError(f"{where!r}: a line's end or another control character is in it.")
+        if isinstance(word, str) and _NOT_IN_A_LINE.search(word):
+            raise UserError(f"{what} has a line's end or another control character: leave it out.")
 
 
 def _run_dir(options: argparse.Namespace, target: Target) -> str:
@@ -263,7 +221,7 @@ def _header(
             f"{_count(chips, place.chip.name + ' chip')} ({slices}{shape}), {_count(hosts, 'host')}"
         )
         lines, fits = _plan(options, fields, experiment)
-    command = shlex.join(_words(options, fields))
+    command = shlex.join(words(options, fields))
     return [f"{experiment.name} on {where}. Written by", "", f"  {command}", "", *lines], fits
 
 
@@ -276,7 +234,7 @@ def _plan(
 ) -> tuple[list[str], bool]:
     """What `genaug plan` says of it, or why it says nothing and how to ask."""
     sizes = {"num_classes": options.num_classes, "vocab_size": options.vocab_size}
-    known = [w for name, n in sizes.items() if n is not None for w in (_flag(name), str(n))]
+    known = [w for name, n in sizes.items() if n is not None for w in (flag_of(name), str(n))]
     ask = ["genaug", "plan", options.experiment, "--topology", options.topology, *known, *fields]
     try:
         if options.no_plan:
@@ -310,18 +268,6 @@ def plan_lines(one: planning.Plan) -> list[str]:
         f"takes {seconds(one.step_seconds)} at least, bound by {one.bound}: "
         f"an MFU of {100 * one.mfu:.1f} % at most.",
     ]
-
-
-def _words(options: argparse.Namespace, fields: Sequence[str]) -> list[str]:
-    """The command that renders the same again."""
-    words = ["genaug", "launch", options.experiment, "--to", options.to]
-    for name in (*COMMON, *FLAGS):
-        value = getattr(options, name)
-        if value in (None, False) or (name, value) == ("command_there", "run"):
-            continue
-        for one in value if isinstance(value, list) else [value]:
-            words += [_flag(name)] if one is True else [_flag(name), str(one)]
-    return [*words, *fields]
 
 
 def _apply(made: Launch, text: str, out: Path | None) -> int:
