@@ -545,6 +545,15 @@ def test_a_crash_stops_the_peer_and_starts_both_again(two, tmp_path, machine):
     assert not alive(int((tmp_path / "waiting").read_text()))
 
 
+def test_a_peer_that_does_not_listen_is_killed(two, tmp_path, machine):
+    """So do JAX's processes in a collective: jax.distributed takes SIGTERM for a warning."""
+    machine.add("genaug", FAKE_GENAUG + CRASH.replace("echo $$", "trap '' TERM; echo $$"))
+    began = time.monotonic()
+    assert run(two(), tmp_path, GRACE="0.5").returncode == 0
+    assert time.monotonic() - began < 15
+    assert not alive(int((tmp_path / "waiting").read_text()))
+
+
 @pytest.mark.parametrize("code", [2, 3, 4])
 def test_a_mistake_stops_everything_with_its_code(two, tmp_path, machine, code):
     machine.add("genaug", f"{FAKE_GENAUG}{PEER_WAITS}\nexit {code}")

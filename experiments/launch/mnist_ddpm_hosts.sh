@@ -113,7 +113,7 @@ process=$!
 {
   read -r <&3
   kill -- "-$process"
-  sleep 15 # one that waits for a lost peer does not listen
+  sleep "${GRACE:-15}" # a JAX process that waits for a lost peer does not listen
   kill -9 -- "-$process"
 } >/dev/null 2>&1 &
 watcher=$!
