@@ -1,5 +1,6 @@
 """Several processes on this machine, over loopback: they find what one process finds."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -122,6 +123,39 @@ def test_training_goes_on_in_another_number_of_processes(experiment_file, enviro
         for one, other in zip(whole, train(copy, count), strict=True):
             assert one.keys() == other.keys()
             np.testing.assert_allclose([*one.values()], [*other.values()], rtol=1e-4)
+
+
+def test_hosts_that_lose_a_process_start_again_and_go_on(experiment_file, environment, tmp_path):
+    run, genaug_here = tmp_path / "run", tmp_path / "genaug"
+    genaug_here.write_text(f'#!/bin/sh\nexec {sys.executable} -m genaug.cli "$@"\n')
+    genaug_here.chmod(0o755)
+    port = free_address().rpartition(":")[2]
+    command = ["-m", "genaug.cli", "launch", experiment_file, "--to", "hosts", "--apply"]
+    command += ["--host", "localhost", "--host", "localhost", "--port", port, "--genaug"]
+    command += [genaug_here, "--command", "train", "--run-dir", run, "--train.num-steps", 200]
+    processes = start([command], {**environment, "PAUSE": "1"}, tmp_path)
+    deadline = time.monotonic() + LIMIT_S
+    while not (run / "checkpoints" / "10.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = re.compile(rf"--process-id 1 --run-dir {re.escape(str(run))}")
+    killed = [pid for pid, words in running() if second.search(words)]
+    assert killed
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    codes, logs = ended(processes, tmp_path)
+    assert codes == [0], logs
+    assert "restart 1 of" in logs[0]
+    assert checkpoint.steps(run / "checkpoints") == [190, 200]
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == [*range(5, 201, 5)]
+
+
+def running():
+    """The processes of this machine: number and command line."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if words.startswith(sys.executable):
+                yield int(path.parent.name), words
 
 
 def test_the_doctor_looks_at_all(environment, tmp_path):
