@@ -84,16 +84,15 @@ class TransformerLM:
 
         def init(key: jax.Array) -> Variables:
             row = jnp.zeros((1, context), jnp.int32)
-            return {"params": net.init(key, row, transformer.document_mask(row))["params"]}
+            return {"params": net.init(key, row, row)["params"]}
 
         def nll(
             variables: Variables, batch: Batch, key: jax.Array | None = None
         ) -> tuple[Float[Array, "n t"], Bool[Array, "n t"], Bool[Array, "n t"]]:
-            mask = transformer.document_mask(batch["segments"][:, :-1])
             # One mask for the rows at hand; a part of a batch, or a device's share, has its own.
             rngs = None if key is None else {"dropout": row_keys(key, batch)[0]}
-            inputs = batch["tokens"][:, :-1]
-            logits, _ = net.apply(variables, inputs, mask, train=key is not None, rngs=rngs)
+            inputs, segments = batch["tokens"][:, :-1], batch["segments"][:, :-1]
+            logits, _ = net.apply(variables, inputs, segments, train=key is not None, rngs=rngs)
             return target_nll(logits, batch)
 
         def loss(

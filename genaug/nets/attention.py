@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from genaug.nets import layers
+from genaug.nets import flash, layers
 
 
 def attention(
@@ -16,8 +16,11 @@ def attention(
 ) -> Float[Array, "n t heads d"]:
     """softmax(q k^T / sqrt(d)) v, every head by itself (Vaswani et al. 2017, eq. 1).
 
-    `jax.nn.dot_product_attention`, but on CPU over contiguous heads. Softmax in float32.
+    `jax.nn.dot_product_attention`, but on CPU over contiguous heads, and of long rows on TPUs the
+    kernel of `flash`. Softmax in float32.
     """
+    if q.shape[1] == k.shape[1] and flash.applies(q.shape, k.shape[2]):
+        return flash.attend(q, k, v)
 
     def on_cpu(q: Array, k: Array, v: Array) -> Array:
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))

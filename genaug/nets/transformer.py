@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from genaug.nets import layers
+from genaug.nets import flash, layers
 
 Activation = Literal["gelu", "swiglu"]
 Norm = Literal["layer", "rms"]
@@ -107,13 +107,16 @@ def attend(
     q: Float[Array, "n t h d"],
     k: Float[Array, "n t g d"],
     v: Float[Array, "n t g d"],
-    mask: Bool[Array, "m 1 t t"],
+    mask: Bool[Array, "m 1 t t"] | Int[Array, "n t"],
 ) -> Float[Array, "n t h d"]:
     """softmax(q k^T / sqrt(d)) v where `mask` allows it (Vaswani et al. 2017, eq. 1).
 
     h / g neighbouring heads of q share one of k and v (Ainslie et al. 2023). The mask must be
-    causal: on CPU the keys after a block of queries are left out. Softmax in float32.
+    causal: on CPU the keys after a block of queries are left out. Segments in its place stand for
+    their `document_mask`, where `flash.applies`. Softmax in float32.
     """
+    if mask.ndim == 2:
+        return flash.attend(q, k, v, jnp.abs(mask))
 
     def on_cpu(q: Array, k: Array, v: Array, mask: Array) -> Array:
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
@@ -156,7 +159,7 @@ class Transformer(nn.Module):
     def __call__(
         self,
         tokens: Int[Array, "n t"],
-        mask: Bool[Array, "m 1 t s"],
+        mask: Bool[Array, "m 1 t s"] | Int[Array, "n t"],
         position: Int[Array, ""] | int = 0,
         cache: Cache | None = None,
         train: bool = False,
@@ -164,10 +167,14 @@ class Transformer(nn.Module):
         """Logits, and the cache with these tokens' keys and values in it.
 
         The tokens stand at `position` and after; `mask` says which of a row's s positions each
-        attends to. Without a cache s = t, and None is returned. Dropout, in training only, draws
-        from the "dropout" key. A cache needs layers that are not scanned.
+        attends to; without a cache s = t, segments may stand for their `document_mask`, and None is
+        returned. Dropout, in training only, draws from the "dropout" key. A cache needs
+        layers that are not scanned.
         """
         position, count = jnp.asarray(position), tokens.shape[1]
+        queries = (*tokens.shape, self.layer.num_heads)
+        if mask.ndim == 2 and not flash.applies(queries, self.layer.num_kv_heads):
+            mask = document_mask(mask)
         embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=_INIT, name="tokens")
         x = embed(tokens)
         rotation = None
