@@ -27,6 +27,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
+from genaug.nets import flash
 from genaug.state import NetworkState, RowsLoss, accumulated, value_and_grad
 from genaug.types import Batch, Metrics, State, UserError, Weights
 
@@ -67,6 +68,11 @@ class DeviceMesh(NamedTuple):
     def size(self) -> int:
         """Over how many groups of devices the rows of a batch are split."""
         return math.prod(self.devices.shape[axis] for axis in ROWS)
+
+    @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        return next(self.devices.devices.flat).platform
 
 
 def use_cpu_cores_as_devices() -> None:
@@ -404,6 +410,34 @@ def _loop(
     return run
 
 
+def kernels(mesh: DeviceMesh) -> flash.Kernels:
+    """How kernels, which XLA does not split, are spread over the mesh."""
+    names = {"rows": ROWS, "heads": "tensor", None: None}
+
+    def split(axes: flash.Axes) -> PartitionSpec:
+        return PartitionSpec(*(names[axis] for axis in axes))
+
+    def spread(kernel: Any, operands: tuple[flash.Axes, ...], result: flash.Axes) -> Any:
+        places = tuple(map(split, operands))
+        return jax.shard_map(
+            kernel, mesh=mesh.devices, in_specs=places, out_specs=split(result), check_vma=False
+        )
+
+    return flash.Kernels(spread, mesh.size, mesh.config.tensor)
+
+
+def _with_kernels(function: Callable[..., Any], mesh: DeviceMesh) -> Callable[..., Any]:
+    """A function that finds kernels while it is traced, where the devices have them."""
+    if mesh.platform != "tpu":
+        return function
+
+    def run(*arguments: Any) -> Any:
+        with flash.kernels(kernels(mesh)):
+            return function(*arguments)
+
+    return run
+
+
 def _under_jit(step: Any, mesh: DeviceMesh, template: State, accumulate: int) -> Any:
     """One program over the global arrays; XLA puts the communication in."""
 
@@ -421,8 +455,9 @@ def _under_jit(step: Any, mesh: DeviceMesh, template: State, accumulate: int) ->
 
     whole, split = _whole(mesh), _split(mesh, axis=1)
     kept = jax.tree.map(lambda leaf: leaf.sharding, template)
+    loop = _loop(step, lambda s: _told(s, in_use, reduced, accumulate), settle, lambda rows: 0)
     return jax.jit(
-        _loop(step, lambda s: _told(s, in_use, reduced, accumulate), settle, lambda rows: 0),
+        _with_kernels(loop, mesh),
         donate_argnums=0,
         in_shardings=(kept, split, whole, whole),
         out_shardings=(kept, whole),
@@ -504,7 +539,8 @@ def compile_rows(
         used = lax.with_sharding_constraint(weights, _places(_in_use, weights, mesh))
         return function(used, key, rows)
 
-    return _of_rows(run, mesh, in_shardings=(None, _whole(mesh), _split(mesh)))
+    program = _with_kernels(run, mesh)
+    return _of_rows(program, mesh, in_shardings=(None, _whole(mesh), _split(mesh)))
 
 
 def compile_replicas(
