@@ -1,6 +1,7 @@
 """Floating-point operations of a function, counted in its jaxpr.
 
-XLA's own count takes a loop's body once however often it runs; here a `scan` counts its length.
+XLA's own count takes a loop's body once however often it runs; here a `scan` counts its length. A
+kernel counts its body once for every cell of its grid, those that a mask leaves out among them.
 """
 
 from __future__ import annotations
@@ -23,34 +24,44 @@ class Flops(NamedTuple):
 
 
 def count(function: Callable[..., Any], *arguments: Any, trips: int = 1) -> Flops:
-    """What one call of a function costs, over all devices; arguments may be shapes alone."""
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr, trips)
+    """What one call of a function costs, over all devices; arguments may be shapes alone.
+
+    Where it differs by platform, the dearest counts.
+    """
+    return of(jax.make_jaxpr(function)(*arguments).jaxpr, trips)
 
 
-def _of(jaxpr: Any, trips: int) -> Flops:
+def of(jaxpr: Any, trips: int = 1, platform: str | None = None) -> Flops:
+    """What a jaxpr costs on a platform."""
     total, unknown = 0.0, 0
     for eqn in jaxpr.eqns:
-        found = _equation(eqn, trips)
+        found = _equation(eqn, trips, platform)
         total, unknown = total + found.total, unknown + found.unknown
     return Flops(total, unknown)
 
 
-def _equation(eqn: Any, trips: int) -> Flops:
+def _equation(eqn: Any, trips: int, platform: str | None) -> Flops:
     name = eqn.primitive.name
     if name == "dot_general":
         return Flops(_dot(eqn))
     if name == "conv_general_dilated":
         return Flops(_conv(eqn))
-    inner = [_of(jaxpr, trips) for jaxpr in _jaxprs(eqn.params)]
+    inner = [of(jaxpr, trips, platform) for jaxpr in _jaxprs(eqn.params)]
     if not inner:
         return Flops(0.0)
     if name == "cond":  # branches, of which one runs: at most the dearest
+        for branch, names in zip(inner, eqn.params.get("branches_platforms") or (), strict=False):
+            if platform and (names is None or platform in names):
+                return branch
         return Flops(max(one.total for one in inner), max(one.unknown for one in inner))
     total, unknown = sum(one.total for one in inner), sum(one.unknown for one in inner)
     if name == "scan":
         return Flops(total * eqn.params["length"], unknown)
     if name == "while":
         return Flops(total * trips, unknown + (total > 0))
+    if name == "pallas_call":
+        grid = eqn.params["grid_mapping"].grid
+        return Flops(total * math.prod(side for side in grid if isinstance(side, int)), unknown)
     if name == "shard_map":  # shapes inside are one device's
         return Flops(total * eqn.params["mesh"].size, unknown)
     return Flops(total, unknown)

@@ -3,8 +3,8 @@
 Loops count as often as they run: the number is XLA's own note where there is one, else the constant
 that the loop's condition compares with. What is told is an estimate of the traffic: every fusion
 reads its operands and writes its results (of a slice only the slice, of an update in place only
-the update); what lies in on-chip memory, `S(1)` in a TPU's layouts, is free. Padding to tiles is
-not counted.
+the update), and so does a kernel, which may read a block more than once; what lies in on-chip
+memory, `S(1)` in a TPU's layouts, is free. Arrays are padded to the tiles of their layouts.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ _FREE = {
 
 
 class Array(NamedTuple):
-    """An array's bytes, and whether it lies in main memory."""
+    """An array's bytes, those with the padding of its layout, and whether main memory holds it."""
 
     bytes: float
+    padded: float
     in_hbm: bool
 
     @property
     def moved(self) -> float:
         """What reading or writing it costs."""
-        return self.bytes if self.in_hbm else 0.0
+        return self.padded if self.in_hbm else 0.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         if header := _HEADER.match(line):
             current = program.setdefault(header[1], Computation(header[1]))
             entry = header[1] if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # attributes of kernels go on over lines
             current = None
         elif current is not None and (found := _INSTRUCTION.match(line)):
             instruction = _instruction(found[1], line[found.end() :])
@@ -168,8 +169,23 @@ def _arrays(kind: str) -> tuple[Array, ...]:
         sides = [int(side.lstrip("<=")) for side in dims.split(",") if side]
         size = _SIZES.get(dtype, 1 if dtype.startswith("f8") else 0)
         space = re.search(r"S\((\d+)\)", layout)
-        made.append(Array(float(size * math.prod(sides)), not space or space[1] == "0"))
+        whole, padded = (
+            float(size * math.prod(found)) for found in (sides, _padded(sides, layout))
+        )
+        made.append(Array(whole, padded, not space or space[1] == "0"))
     return tuple(made)
+
+
+def _padded(sides: list[int], layout: str) -> list[int]:
+    """The sides of an array as it is kept: the minor ones are multiples of its layout's tile."""
+    found = re.match(r"([\d,]*):T\(([\d,]+)\)", layout)
+    if not found or not found[1]:
+        return sides
+    minor, tile = ([int(n) for n in part.split(",")] for part in found.groups())
+    sides = list(sides)
+    for axis, step in zip(minor, reversed(tile), strict=False):
+        sides[axis] = -(-sides[axis] // step) * step
+    return sides
 
 
 class _Counter:
@@ -219,12 +235,15 @@ class _Counter:
         if i.opcode == "copy-start":  # the result is (copy, original, token)
             arrays = [*i.arrays[:1], *(a for one in operands if one for a in one.arrays)]
             return math.fsum(array.moved for array in arrays)
+        if i.opcode in ("slice-start", "dynamic-slice-start"):  # (original, slice, token)
+            source, part = i.arrays[:2]
+            return part.moved + (part.padded if source.in_hbm else 0.0)
         if i.opcode in ("dynamic-slice", "slice", "gather"):
             source = operands[0].arrays[0] if operands[0] else i.arrays[0]
-            return i.arrays[0].moved + (i.arrays[0].bytes if source.in_hbm else 0.0)
+            return i.arrays[0].moved + (i.arrays[0].padded if source.in_hbm else 0.0)
         if i.opcode == "dynamic-update-slice" and operands[1]:
             update = operands[1].arrays[0]
-            return update.moved + (update.bytes if i.arrays[0].in_hbm else 0.0)
+            return update.moved + (update.padded if i.arrays[0].in_hbm else 0.0)
         total = 0.0
         for position, operand in enumerate(operands):
             if operand is None or position in skip_in or operand.name in i.operands[:position]:
@@ -343,7 +362,7 @@ def _read(program: dict[str, Computation], fused: Computation, position: int) ->
             if user.opcode == "bitcast":
                 names.append(user.name)
             elif user.opcode in ("dynamic-slice", "slice", "gather"):
-                total += user.arrays[0].bytes
+                total += user.arrays[0].padded
             elif user.opcode == "fusion" and inner:
                 total += _read(program, inner, user.operands.index(name))
             elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
@@ -363,7 +382,7 @@ def _written(fused: Computation, count: int) -> list[float]:
             root = fused.instructions.get(root.operands[0])
         update = root and root.opcode == "dynamic-update-slice" and root.operands[1]
         found = fused.instructions.get(update) if update else None
-        sizes.append(found.arrays[0].bytes if found else math.inf)
+        sizes.append(found.arrays[0].padded if found else math.inf)
     return sizes
 
 

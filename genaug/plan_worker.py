@@ -116,8 +116,7 @@ def _step(
     program = parallel.compile_steps(model.step, mesh, template, config.accumulate)
     first = jax.ShapeDtypeStruct((), jnp.int32)
     arguments = (template, _rows(spec, STEPS, config.batch_size), key, first)
-    done = flops.count(model.step, template, _rows(spec, config.batch_size), key)
-    return _compiled(program, arguments, done, STEPS, 1)
+    return _compiled(program, arguments, mesh, steps=STEPS)
 
 
 def _sampler(model: GenerativeModel, mesh: parallel.DeviceMesh, trips: int) -> dict[str, Any]:
@@ -132,22 +131,28 @@ def _sampler(model: GenerativeModel, mesh: parallel.DeviceMesh, trips: int) -> d
     }
     cond = _rows({"index": jax.ShapeDtypeStruct((), jnp.int32), **needed}, rows)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    done = flops.count(model.sample, weights, key, cond, trips=trips)
     program = parallel.compile_rows(model.sample, mesh)
-    return {**_compiled(program, (weights, key, cond), done, 1, trips), "rows": rows}
+    return {**_compiled(program, (weights, key, cond), mesh, trips=trips), "rows": rows}
 
 
 def _compiled(
-    program: Any, arguments: tuple[Any, ...], done: flops.Flops, steps: int, trips: int
+    program: Any,
+    arguments: tuple[Any, ...],
+    mesh: parallel.DeviceMesh,
+    steps: int = 1,
+    trips: int = 1,
 ) -> dict[str, Any]:
+    """What one of the `steps` of a program takes."""
     began = time.monotonic()
+    traced = program.trace(*arguments)
+    done = flops.of(traced.jaxpr, trips, mesh.platform)
     try:
-        compiled = program.lower(*arguments).compile()
+        compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             line = " ".join(str(error).split())[:400]
             raise UserError(f"The compiler refuses the program: {line}") from error
-        return {"needs": out_of_memory(str(error)), "flops": done.total}
+        return {"needs": out_of_memory(str(error)), "flops": done.total / steps}
     memory = compiled.memory_analysis()
     moved = hlo.measure(compiled.as_text(), trips)
     return {
@@ -155,7 +160,7 @@ def _compiled(
         "peak": memory.peak_memory_in_bytes,
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "flops": done.total,
+        "flops": done.total / steps,
         "hbm_bytes": moved.hbm_bytes / steps,
         "unknown_loops": max(moved.unknown, done.unknown),
         "collectives": [
