@@ -88,6 +88,7 @@ class DDPM:
     num_steps: int = 50  # of the sampler, where `cond` names none
     guidance: float = 1.0  # where `cond` names none; 1 = by the label alone, 0 = without it
     clip: bool = True  # what is denoised stays within the range of images
+    dtype: Literal["bfloat16", "float32"] = "float32"  # of the net's activations
     num_levels: int = 1000  # T of the variational bound
     score_levels: int = 16  # of the T levels, how many the bound is estimated from
     optimizer: Optimizer = field(default_factory=lambda: Adam(learning_rate=2e-4))
@@ -152,13 +153,13 @@ def _predict(
     """What the network says, and the fraction of the log-variance (`samplers.Denoised`)."""
     raw = network.module.apply(
         {"params": variables["params"]},
-        xt,
+        xt.astype(network.config.dtype),
         1000.0 * level.t,
         label,
         description,
         train=dropout_key is not None,
         rngs={} if dropout_key is None else {"dropout": dropout_key},
-    )
+    ).astype(jnp.float32)
     if network.config.variance == "learned":
         output, fraction = jnp.split(raw, 2, axis=-1)
         return output, (fraction + 1.0) / 2.0

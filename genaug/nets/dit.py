@@ -29,6 +29,8 @@ class DiT:
     num_heads: int = 4
     mlp_ratio: float = 4.0  # hidden units of a block's perceptron, per channel
     dropout: float = 0.0  # of what a block adds
+    scan_blocks: bool = False  # one compiled block, looped: for accelerators and deep nets
+    remat: bool = False  # a block's activations are computed twice rather than kept
 
     def net(
         self, shape: Shape, num_classes: int, augment_dim: int, outputs_per_value: int
@@ -72,7 +74,10 @@ def positions(height: int, width: int, dim: int) -> Float[Array, "t {dim}"]:
 
 
 class DiTModule(nn.Module):
-    """Noisy images and their noise level to `outputs` channels per pixel, zero at first."""
+    """Noisy images and their noise level to `outputs` channels per pixel, zero at first.
+
+    The blocks' parameters are "block_0", "block_1", ... or, scanned, "blocks" with a leading axis.
+    """
 
     config: DiT
     num_classes: int
@@ -100,8 +105,19 @@ class DiTModule(nn.Module):
         place = positions(rows, columns, dim).astype(x.dtype)
         tokens = layers.space_to_depth(x, (patch, patch)).reshape(x.shape[0], rows * columns, -1)
         h = layers.Dense(dim, name="in")(tokens) + jnp.expand_dims(place, 0)
-        for i in range(config.depth):
-            h = _Block(config, name=f"block_{i}")(h, condition, train)
+        block = nn.remat(_Block) if config.remat else _Block
+        if config.scan_blocks:
+            stack = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=config.depth,
+            )
+            h, _ = stack(config, train, name="blocks")(h, condition)
+        else:
+            for i in range(config.depth):
+                h, _ = block(config, train, name=f"block_{i}")(h, condition)
         shift, scale = _modulations(condition, dim, 2)
         h = _layer_norm(h) * (1.0 + scale) + shift
         h = layers.Dense(patch * patch * self.outputs, kernel_init=_ZEROS, name="out")(h)
@@ -112,20 +128,21 @@ class _Block(nn.Module):
     """Attention, then a perceptron, each normalised, modulated and gated by the condition."""
 
     config: DiT
+    train: bool
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array, train: bool) -> Array:
+    def __call__(self, x: Array, condition: Array) -> tuple[Array, None]:
         config, dim = self.config, x.shape[-1]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = _modulations(condition, dim, 6)
 
         def added(h: Array, gate: Array) -> Array:
-            return gate * nn.Dropout(config.dropout, deterministic=not train)(h)
+            return gate * nn.Dropout(config.dropout, deterministic=not self.train)(h)
 
         h = _layer_norm(x) * (1.0 + scale_a) + shift_a
         x = x + added(SelfAttention(config.num_heads, name="attention")(h), gate_a)
         h = _layer_norm(x) * (1.0 + scale_m) + shift_m
         h = nn.gelu(layers.Dense(int(config.mlp_ratio * dim), name="mlp_in")(h))
-        return x + added(layers.Dense(dim, name="mlp_out")(h), gate_m)
+        return x + added(layers.Dense(dim, name="mlp_out")(h), gate_m), None
 
 
 def _modulations(condition: Array, dim: int, count: int) -> list[Array]:

@@ -52,8 +52,8 @@ def kernels(how: Kernels) -> Iterator[None]:
         _KERNELS.reset(token)
 
 
-def applies(shape: tuple[int, ...], kv_heads: int) -> bool:
-    """Whether the kernel attends, to queries of the shape [n, t, h, ...]."""
+def applies(shape: tuple[Any, ...], kv_heads: int) -> bool:
+    """Whether the kernel attends, to queries of the shape [n, t, h, ...]; n may be symbolic."""
     rows, count, heads = shape[:3]
     how = _KERNELS.get()
     if how is None or count < LEAST or count % _LANES or rows % how.rows:

@@ -1,6 +1,7 @@
 """Diffusion: loss, bound, guidance, variations, inpainting; against closed forms and SciPy."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -287,6 +288,22 @@ def test_augmented_images_are_described_and_samples_are_not_warped(key):
     assert not np.any(ddpm._upright(network, jnp.zeros((2, 4, 4, 1))))
 
 
+def test_under_bfloat16_the_net_computes_in_it_and_nothing_else_does(key):
+    model = dataclasses.replace(CONFIG, dtype="bfloat16").make(SPEC)
+    state = jax.eval_shape(model.init, key)
+    jaxpr = jax.make_jaxpr(model.step)(state, batch(8), key)
+    made = str(jaxpr)
+    convolutions = re.findall(r":(\w+)\[[\d,]*\] = conv_general_dilated", made)
+    assert set(convolutions) == {"bf16"}
+    kept = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
+    plain = dataclasses.replace(CONFIG).make(SPEC)
+    fresh = jax.jit(plain.init)(key)
+    loss, want = (jax.jit(m.step)(fresh, batch(8), key)[1]["loss"] for m in (model, plain))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, want, rtol=0.02)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -295,8 +312,9 @@ def test_augmented_images_are_described_and_samples_are_not_warped(key):
         {"schedule": Cosine(), "prediction": "x0", "sampler": Ancestral(), "variance": "learned"},
         {"sampler": DDIM(eta=0.5), "conditional": False},
         {"net": DiT(patch_size=2, embed_dim=8, depth=1, num_heads=2), "augment": 0.5},
+        {"dtype": "bfloat16", "variance": "learned"},
     ],
-    ids=["edm-heun", "flow-dpm", "cosine-ancestral", "unconditional", "dit"],
+    ids=["edm-heun", "flow-dpm", "cosine-ancestral", "unconditional", "dit", "bfloat16"],
 )
 def test_every_combination_trains_scores_and_draws(changes, key):
     model = dataclasses.replace(CONFIG, **changes).make(SPEC)

@@ -171,7 +171,7 @@ def test_a_fresh_net_says_zero_and_its_blocks_add_nothing(key):
     )
     np.testing.assert_array_equal(y, np.zeros((3, *SHAPE[:2], 4)))
     blocks = state["intermediates"]
-    first, last = (blocks[f"block_{i}"]["__call__"][0] for i in range(2))
+    first, last = (blocks[f"block_{i}"]["__call__"][0][0] for i in range(2))
     np.testing.assert_array_equal(last, first)
     want = blocks["in"]["__call__"][0] + jnp.expand_dims(positions(4, 2, 16), 0)
     np.testing.assert_allclose(first, want, atol=1e-6)
@@ -190,6 +190,32 @@ def test_dropout_is_random_in_training_alone(key):
     np.testing.assert_array_equal(run(True, 1), run(True, 1))
     assert np.abs(run(True, 1) - run(True, 2)).max() > 1e-2
     assert np.abs(run(True, 1) - run(False)).max() > 1e-2
+
+
+@pytest.mark.parametrize("scan_blocks, remat", [(True, False), (False, True), (True, True)])
+def test_scanned_or_recomputed_blocks_are_the_same_net(scan_blocks, remat, made):
+    plain, variables, args = made
+    config = dataclasses.replace(SMALL, scan_blocks=scan_blocks, remat=remat)
+    net = config.net(SHAPE, CLASSES, AUGMENT, PER_VALUE)
+
+    def slopes(net, params):
+        value = lambda params: jnp.sum(jnp.sin(net.apply({"params": params}, *args)))  # noqa: E731
+        return jax.jit(jax.value_and_grad(value))(params)
+
+    def stacked(params):
+        if not scan_blocks:
+            return params
+        blocks = [params[f"block_{i}"] for i in range(SMALL.depth)]
+        rest = {name: leaf for name, leaf in params.items() if not name.startswith("block_")}
+        return {**rest, "blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+    value, grads = slopes(plain, variables["params"])
+    got_value, got = slopes(net, stacked(variables["params"]))
+    np.testing.assert_allclose(got_value, value, rtol=1e-5)
+    assert ("remat" in str(jax.make_jaxpr(net.apply)(
+        {"params": stacked(variables["params"])}, *args))) == remat  # fmt: skip
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(stacked(grads)), strict=True):
+        assert_close(one, other)
 
 
 def test_follows_the_dtype_of_the_images(made):
