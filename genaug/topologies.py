@@ -4,10 +4,12 @@
     v5e:16x16  2xv5p:4x4x4          as libtpu names them
     local                           the devices of this machine
 
-Figures of a chip are dense peaks, per JAX device (a tpu7x chip is two). v4 to v6e follow the table
-of "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus), which rounds; what is more exact
-here, all of tpu7x, and the network between slices were written down from memory and are to be
-checked. None was measured by genaug. The compiler tried is libtpu 0.0.52 under jax 0.10.2.
+Figures of a chip are dense peaks, per JAX device (a tpu7x chip is two), as Google Cloud's pages
+give them (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e and tpu7x; a v5e's network is its pod's 6.4
+Tb/s over 256 chips). Links of v4 to v6e are those of "How to Scale Your Model"
+(jax-ml.github.io/scaling-book/tpus), a tenth below the pages' figures; a tpu7x link is the page's
+1,200 GB/s over six links, two ways and two devices. No page tells v4's network: v5p's is taken.
+None was measured by genaug. The compiler tried is libtpu 0.0.52 under jax 0.10.2.
 """
 
 from __future__ import annotations
@@ -48,11 +50,11 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GIB, 1.23e12, 4.5e10, 6.25e9, dimensions=3, cores=2),
-        Chip("v5e", 197e12, 16 * GIB, 0.82e12, 4.5e10, 3.125e9),
-        Chip("v5p", 459e12, 95 * GIB, 2.77e12, 9e10, 6.25e9, dimensions=3, cores=2),
-        Chip("v6e", 918e12, 32 * GIB, 1.64e12, 9e10, 12.5e9),
-        Chip("tpu7x", 1153e12, 96 * GIB, 3.69e12, 5e10, 6.25e9, dimensions=3, devices=2, cores=2),
+        Chip("v4", 275e12, 32 * GIB, 1.2e12, 4.5e10, 6.25e9, dimensions=3, cores=2),
+        Chip("v5e", 197e12, 16 * GIB, 0.819e12, 4.5e10, 3.125e9),
+        Chip("v5p", 459e12, 95 * GIB, 2.765e12, 9e10, 6.25e9, dimensions=3, cores=2),
+        Chip("v6e", 918e12, 32 * GIB, 1.638e12, 9e10, 12.5e9),
+        Chip("tpu7x", 1153.5e12, 96 * GIB, 3.69e12, 5e10, 6.25e9, dimensions=3, devices=2, cores=2),
     )
 }
 
