@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,9 @@ from genaug.config import Experiment
 from genaug.hlo import Collective
 from genaug.topologies import Chip
 from genaug.types import UserError
+
+LIMIT = 1800.0
+"""Seconds after which a compiler is taken to hang."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ def plan(
     exact: bool = False,
     sampler: bool = True,
     trips: int = 1,
+    limit: float = LIMIT,
 ) -> list[Plan | str]:
     """A plan of every variant, or why there is none.
 
@@ -151,9 +156,10 @@ def plan(
                   process that compiles makes it again.
     spec:         one example as `export.spec_to_json` writes it.
     trips:        what a loop counts whose length is data.
+    limit:        seconds that a variant may take.
 
     Raises:
-        UserError: without libtpu, or when the compiler ends.
+        UserError: without libtpu, or when the compiler's process breaks.
     """
     local = topology == "local"
     found = None if local else topologies.find(topology)
@@ -170,7 +176,7 @@ def plan(
         "trips": trips,
     }
     plans: list[Plan | str] = []
-    for result in _work(task, local):
+    for result in _work(task, local, limit):
         if "error" in result:
             plans.append(result["error"])
             continue
@@ -194,8 +200,12 @@ def _this_machine(found: Mapping[str, Any]) -> Chip:
     return Chip(found["kind"], found["flops"], found["hbm"], bandwidth, bandwidth / 2, bandwidth)
 
 
-def _work(task: dict[str, Any], local: bool) -> list[dict[str, Any]]:
-    """What the process that compiles found."""
+def _work(task: dict[str, Any], local: bool, limit: float) -> list[dict[str, Any]]:
+    """What processes that compile found of every variant, in order.
+
+    A compile takes one core, so there is a process a core; but one of this machine itself, whose
+    speed is measured.
+    """
     environment = dict(os.environ)
     if not local:
         environment |= {
@@ -203,24 +213,49 @@ def _work(task: dict[str, Any], local: bool) -> list[dict[str, Any]]:
             "TPU_SKIP_MDS_QUERY": "1",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }
+    variants = task["variants"]
+    count = 1 if local else min(len(variants), len(os.sched_getaffinity(0)))
+    found: list[dict[str, Any]] = [{}] * len(variants)
+    with ThreadPoolExecutor(max(count, 1)) as pool:
+        shares = [{**task, "variants": variants[first::count]} for first in range(count)]
+        done = pool.map(lambda share: _compile(share, environment, limit), shares)
+        for first, results in enumerate(done):
+            found[first::count] = results
+    return found
+
+
+def _compile(
+    task: dict[str, Any], environment: dict[str, str], limit: float
+) -> list[dict[str, Any]]:
+    """What one process found; of what it did not reach in time, that."""
+    variants = task["variants"]
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
-        done = subprocess.run(
-            [sys.executable, "-m", "genaug.plan_worker"],
-            input=json.dumps({**task, "results": str(results)}),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "genaug.plan_worker"],
+                input=json.dumps({**task, "results": str(results)}),
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=limit * len(variants),
+            )
+        except subprocess.TimeoutExpired:
+            done = None
         lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
-    if done.returncode:
+    if done is not None and done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
         raise UserError(
             f"Planning for {task['topology']} stopped: the compiler's process ended with "
             f"{done.returncode} ({' '.join(last)[:400]})."
         )
-    return [json.loads(line) for line in lines]
+    late = (
+        f"Planning for {task['topology']} took more than {limit:g} s and was stopped: give it more "
+        "with --limit SECONDS, or the model fewer or scanned layers."
+    )
+    missing: list[dict[str, Any]] = [{"error": late}] * (len(variants) - len(lines))
+    return [*map(json.loads, lines), *missing]
 
 
 def _read(result: dict[str, Any], experiment: str, topology: str, chip: Chip, a_slice: int) -> Plan:
@@ -254,63 +289,6 @@ def _program(found: dict[str, Any], devices: int) -> Program:
         **whole,
         **real,
     )
-
-
-def advice(plan: Plan, experiment: Experiment) -> list[str]:
-    """What to change, the most useful first."""
-    given = []
-    most = plan.devices // max(plan.mesh["tensor"], 1)
-    if not plan.fits:
-        rows = plan.batch_size // plan.devices
-        if plan.state_bytes > 0.25 * plan.chip.hbm and plan.mesh["fsdp"] < most:
-            given.append(f"--mesh.fsdp {most} (the state is {_gib(plan.state_bytes)} a device)")
-        if rows > 1:
-            given.append(f"a smaller batch: --train.batch-size {max(rows // 2, 1) * plan.devices}")
-        if getattr(experiment.model, "remat", None) is False:
-            given.append("--model.remat: activations are computed twice rather than kept")
-        if not given:
-            given.append("a smaller model, or more chips")
-        return given
-    dtype = getattr(experiment.model, "dtype", None)
-    if plan.bound == "memory" and dtype == "float32":
-        given.append("--model.dtype bfloat16: activations half as large")
-    if plan.bound == "network":
-        given.append("a larger --train.batch-size: what is sent does not grow with it")
-    if plan.bound == "compute" and plan.step.flops * plan.devices > 1.1 * plan.model_flops:
-        if plan.peak < 0.4 * plan.available:
-            given.append("--model.no-remat: there is room to keep what is computed twice")
-    elif plan.bound == "memory" and plan.peak < 0.25 * plan.available:
-        given.append("a larger --train.batch-size: there is room, and weights are read once")
-    return given
-
-
-def _gib(size: float | int) -> str:
-    return f"{size / topologies.GIB:.2f} GiB"
-
-
-def variants(experiment: Experiment, devices: int, most: int) -> list[list[str]]:
-    """Meshes, batches and remat to try, the likeliest first, at most `most`."""
-    batch = experiment.train.batch_size
-    fsdp = [n for n in (1, devices, 8, 16, 64) if n <= devices and devices % n == 0]
-    meshes = [["--mesh.fsdp", str(n)] for n in dict.fromkeys(fsdp)]
-    if hasattr(experiment.model, "num_heads"):
-        for tensor in (2, 4):
-            if experiment.model.num_heads % tensor == 0 and devices % tensor == 0:
-                mesh = ["--mesh.fsdp", str(devices // tensor), "--mesh.tensor", str(tensor)]
-                meshes.append(mesh)
-    remats: list[list[str]] = [[]]
-    if isinstance(getattr(experiment.model, "remat", None), bool):
-        remats = [["--model.remat"], ["--model.no-remat"]]
-    sizes = [max(round(batch * times / devices), 1) * devices for times in (1, 4, 0.25)]
-    batches = [["--train.batch-size", str(size)] for size in dict.fromkeys(sizes)]
-    found = [[*mesh, *size, *remat] for size in batches for remat in remats for mesh in meshes]
-    return found[:most]
-
-
-def ranked(plans: Sequence[Plan | str]) -> list[Plan]:
-    """Those that fit, the fastest first."""
-    fitting = [one for one in plans if isinstance(one, Plan) and one.fits]
-    return sorted(fitting, key=lambda one: -one.rate)
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 
-from genaug import config, parallel, plan_lock, plan_table, topologies, train
+from genaug import config, parallel, plan_lock, plan_search, plan_table, topologies, train
 from genaug import plan as planning
 from genaug.config import Experiment
 from genaug.data.spec import spec_of
@@ -24,32 +25,23 @@ def plan(options: argparse.Namespace, fields: Sequence[str]) -> Iterator[str]:
     _check(options, names)
     spec = spec_of(experiment.data, num_classes=options.num_classes, vocab_size=options.vocab_size)
     experiment.model.make(spec)  # What the family refuses, it refuses at once.
-    plans: list[planning.Plan] = []
-    refused: list[str] = []
-    num_tried = 0
-    for name in names:
-        variants: list[list[str]] = [[]]
-        if options.search is not None:
-            variants = planning.variants(experiment, _devices(name), options.search)
-        num_tried += len(variants)
-        for one in planning.plan(
-            options.experiment,
-            experiment,
-            spec_to_json(spec),
-            name,
-            variants,
-            fields=fields,
-            exact=options.exact,
-            sampler=not (options.no_sampler or options.search is not None),
-            trips=options.loop_rounds,
-        ):
-            if isinstance(one, planning.Plan):
-                plans.append(one)
-            elif options.search is None:
-                raise UserError(one)
-            else:
-                refused.append(one)
-    yield from _say(options, experiment, plans, refused, num_tried)
+    compiled = partial(
+        planning.plan,
+        options.experiment,
+        experiment,
+        spec_to_json(spec),
+        fields=fields,
+        exact=options.exact,
+        sampler=not (options.no_sampler or options.search is not None),
+        trips=options.loop_rounds,
+        limit=float(options.limit),
+    )
+    if options.search is not None:
+        plans = yield from _search(experiment, names, options.search, compiled)
+    else:
+        plans = [_made(one) for name in names for one in compiled(name)]
+        yield plan_table.plan_table(plans)
+        yield from plan_table.verdicts(plans, experiment)
     if options.json:
         write_json(options.json, [planning.to_json(one) for one in plans])
     if options.lock:
@@ -67,6 +59,7 @@ def _check(options: argparse.Namespace, names: Sequence[str]) -> None:
         planning.require_libtpu()
     least = {
         "--search": options.search,
+        "--limit": options.limit,
         "--loop-rounds": options.loop_rounds,
         "--num-classes": options.num_classes,
         "--vocab-size": options.vocab_size,
@@ -80,26 +73,48 @@ def _check(options: argparse.Namespace, names: Sequence[str]) -> None:
         raise UserError(f"There is no {options.check}: write it with --lock {options.check}.")
 
 
-def _devices(name: str) -> int:
+def _made(plan: planning.Plan | str) -> planning.Plan:
+    if isinstance(plan, str):
+        raise UserError(plan)
+    return plan
+
+
+def _search(
+    experiment: Experiment,
+    names: Sequence[str],
+    most: int,
+    compiled: Callable[..., list[planning.Plan | str]],
+) -> Generator[str, None, list[planning.Plan]]:
+    """The layouts that fit, best first; says them, and returns them."""
+    plans: list[planning.Plan] = []
+    refused: list[str] = []
+    flag, num_tried = plan_search.remat_of(experiment)[0], 0
+    for name in names:
+        devices, a_slice = _devices(name)
+
+        def compile_all(
+            layouts: Sequence[plan_search.Layout], name: str = name
+        ) -> list[planning.Plan | str]:
+            return compiled(name, [one.fields(flag) for one in layouts])
+
+        starts = plan_search.meshes(experiment, devices, a_slice)
+        tried = plan_search.search(starts, devices, most, compile_all)
+        num_tried += len(tried)
+        plans += [one for one in tried.values() if isinstance(one, planning.Plan)]
+        refused += [one for one in tried.values() if isinstance(one, str)]
+    plans = plan_search.ranked(plans)
+    yield plan_table.search_table(plans, num_tried)
+    for line in dict.fromkeys(refused):
+        yield f"not possible: {line}"
+    return plans
+
+
+def _devices(name: str) -> tuple[int, int]:
+    """How many devices there are, and how many to a slice."""
     if name != "local":
-        return topologies.find(name).num_devices
+        found = topologies.find(name)
+        return found.num_devices, found.num_devices // found.num_slices
     import jax
 
     parallel.use_cpu_cores_as_devices()  # as the process that compiles does
-    return jax.device_count()
-
-
-def _say(
-    options: argparse.Namespace,
-    experiment: Experiment,
-    plans: Sequence[planning.Plan],
-    refused: Sequence[str],
-    num_tried: int,
-) -> Iterator[str]:
-    if options.search is None:
-        yield plan_table.plan_table(plans)
-        yield from plan_table.verdicts(plans, experiment)
-        return
-    yield plan_table.search_table(planning.ranked(plans), num_tried)
-    for line in dict.fromkeys(refused):
-        yield f"not possible: {line}"
+    return jax.device_count(), jax.device_count()

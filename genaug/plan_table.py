@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from genaug.config import Experiment
-from genaug.plan import Plan, Program, advice
+from genaug.plan import Plan, Program
+from genaug.plan_search import advice
 from genaug.table import aligned
 from genaug.topologies import GIB
 
