@@ -1,0 +1,140 @@
+"""The plan of every experiment's full preset on machines of 8 to 512 chips, as a table.
+
+    python -m benchmarks.plans [--write] [--experiment NAME ...] [--topology NAME ...] [--seconds N]
+
+Each row is one `genaug plan` of the train step, compiled by libtpu; nothing is run. A batch that
+the chips cannot share is planned at the next multiple of them, and the row says so: the preset's
+own would be refused. Rows are kept as JSON in the cache (`--cache`, by default in genaug's data
+folder) by a digest of the package, so that a stopped run goes on; `--seconds` starts none later;
+`--write` puts all rows that there are into PLANS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import genaug
+from benchmarks.scaling import EXPERIMENTS, RESULTS, experiment, spec_of
+from genaug import config, plan, topologies
+from genaug.export import spec_to_json
+from genaug.files import read_json, write_json
+from genaug.plan_table import gib, seconds
+from genaug.types import UserError
+
+PLANS = RESULTS.with_name("PLANS.md")
+NAMES = (
+    *("gpt2", "folder_dit", "cifar10_ddpm", "cifar10_dcgan", "mnist_ddpm", "mnist_dcgan"),
+    *("mnist_cvae", "mnist_vae", "pydoc_lm"),
+)
+TOPOLOGIES = (
+    *("v5e-256", "v5e-64", "v5e-8", "2xv5e-256", "v4-16", "v4-128", "v4-512", "v5p-16"),
+    *("v5p-128", "v5p-512", "v6e-8", "v6e-64", "v6e-256"),
+)
+
+
+def key_of(name: str, topology: str) -> str:
+    """What a row depends on: the package's source, the experiment, the machine, the compiler."""
+    sha = hashlib.sha256(f"{topology} {metadata.version('jax')} {_libtpu()}".encode())
+    package = Path(genaug.__file__).parent
+    for path in (*sorted(package.rglob("*.py")), EXPERIMENTS / f"{name}.py"):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def _libtpu() -> str:
+    try:
+        return metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def row_of(name: str, topology: str) -> dict[str, Any]:
+    """One plan, or why there is none."""
+    devices = topologies.find(topology).num_devices
+    asked = experiment(name).train.batch_size
+    batch = -(-asked // devices) * devices
+    fields = [] if batch == asked else ["--train.batch-size", str(batch)]
+    file = str(EXPERIMENTS / f"{name}.py")
+    preset = config.override(config.load(file), fields)
+    (one,) = plan.plan(
+        file, preset, spec_to_json(spec_of(name)), topology, fields=fields, sampler=False
+    )
+    if isinstance(one, str):
+        return {"error": one, "batch": batch, "asked": asked}
+    return {**plan.to_json(one), "batch": batch, "asked": asked}
+
+
+def line_of(name: str, topology: str, row: dict[str, Any]) -> str:
+    """A row as the table has it."""
+    batch = str(row["batch"]) + (f" (of {row['asked']})" if row["batch"] != row["asked"] else "")
+    start = f"| {name} | {topology} | {batch} |"
+    if "error" in row:
+        return f"{start} {row['error']} | | | | | |"
+    memory = f"{gib(row['peak'])} of {gib(row['available'])}"
+    if not row["fits"]:
+        return f"{start} **no**: {memory} | | | | | |"
+    kinds = ", ".join(
+        f"{sum(c['times'] for c in row['step']['collectives'] if c['kind'] == kind):g} {kind}"
+        for kind in sorted({c["kind"] for c in row["step"]["collectives"]})
+    )
+    return (
+        f"{start} {memory} | {row['step']['hbm_bytes'] / 1e9:.3g} | {kinds} | "
+        f"{seconds(row['step_seconds'])} | {row['bound']} | {100 * row['mfu']:.1f} |"
+    )
+
+
+def header(num_rows: int, most: int) -> list[str]:
+    """The table's beginning."""
+    return [
+        "# Plans",
+        "",
+        f"`python -m benchmarks.plans --write`: {num_rows} of {most} rows, compiled on "
+        f"{os.cpu_count()} cores ({platform.machine()}) by libtpu {_libtpu()}, jax "
+        f"{metadata.version('jax')}, at the least effort. Nothing was run on a TPU: the figures "
+        "are properties of compiled programs, and a step takes longer than its bound. Each is the "
+        "preset as it is, data parallel; `(of N)`: the chips cannot share the preset's batch of N.",
+        "",
+        "| experiment | machine | batch | peak memory | traffic, GB | collectives | step, at least "
+        "| bound by | MFU, at most, % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+
+
+def main() -> None:
+    """Plan what the cache lacks, print, and write on request."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--write", action="store_true", help="write PLANS.md")
+    arguments.add_argument("--experiment", action="append", help="by default all")
+    arguments.add_argument("--topology", action="append", help="by default all")
+    arguments.add_argument("--seconds", type=float, default=float("inf"), help="start none after")
+    home = Path(os.environ.get("GENAUG_DATA_DIR", "~/.cache/genaug")).expanduser()
+    arguments.add_argument("--cache", type=Path, default=home / "plans")
+    options = arguments.parse_args()
+    began, lines = time.monotonic(), []
+    for name in options.experiment or NAMES:
+        for topology in options.topology or TOPOLOGIES:
+            path = options.cache / f"{name}-{topology}-{key_of(name, topology)}.json"
+            if not path.is_file() and time.monotonic() - began < options.seconds:
+                try:
+                    row = row_of(name, topology)
+                except UserError as error:
+                    row = {"error": str(error), "batch": 0, "asked": 0}
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, row)
+            if path.is_file():
+                lines.append(line_of(name, topology, read_json(path)))
+                print(lines[-1], flush=True)
+    if options.write:
+        text = [*header(len(lines), len(NAMES) * len(TOPOLOGIES)), *lines]
+        PLANS.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
