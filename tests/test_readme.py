@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genaug.cli import parser
+from genaug.arguments import parser
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -1,0 +1,198 @@
+"""The commands' options. Nothing heavier than argparse is imported: --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from genaug import __version__
+
+EPILOG = (
+    "Exit codes: 0 done, 2 a mistake in the command, config or run folder, 3 data missing or bad, "
+    "4 training cannot go on, 5 other processes did not come, 130 stopped by Ctrl-C, 143 a machine "
+    "was taken away. After the last three the same command goes on."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="genaug",
+        description="Train a generative model on a small or unbalanced dataset, draw synthetic "
+        "examples, and measure whether they help.",
+        epilog=EPILOG,
+    )
+    top.add_argument("--version", action="version", version=f"genaug {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, **options: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=text, description=text, epilog=EPILOG, allow_abbrev=False, **options
+        )
+        made.add_argument("--quiet", action="store_true", help="print errors only")
+        return made
+
+    for name, text in (
+        ("run", "the main job: train, draw, filter, compare with the baselines, audit, report"),
+        ("train", "train an experiment's generator only"),
+    ):  # EXPERIMENT, a Python file with config(), is taken off the rest: fields have values too
+        sub = command(
+            name,
+            text,
+            usage=f"genaug {name} EXPERIMENT [--run-dir DIR] [--FIELD VALUE ...]\n"
+            f"       genaug {name} EXPERIMENT --help     every field of the experiment\n"
+            f"       genaug {name} --from-run DIR        the config of an earlier run",
+        )
+        sub.add_argument("--run-dir", type=Path, help="where results go (default: runs/NAME)")
+        sub.add_argument("--from-run", type=Path, help="take the config of this run folder")
+        _process_options(sub)
+    sample = command("sample", "draw samples from a run folder's trained model")
+    sample.add_argument("run", type=Path, help="a run folder")
+    sample.add_argument("--class", dest="class_name", help="class name (default: all, in turn)")
+    sample.add_argument("--n", type=int, default=100, help="how many samples (default 100)")
+    sample.add_argument("--out", type=Path, help="a folder of PNGs, or a file.npz")
+    sample.add_argument("--seed", type=int, default=0, help="another seed, other samples")
+    sample.add_argument("--first", type=int, default=0, help="address of the first sample")
+    sample.epilog = (
+        "What the model's sampler reads is an option too: --temperature 0.8, --guidance 2, "
+        "--near IMAGE [--toward IMAGE]. One that it does not read is answered with those it does. "
+        + EPILOG
+    )
+    evaluate = command("evaluate", "compare a synthetic set with a real one")
+    evaluate.add_argument("real", help="class folders, an .npz or a prepared dataset")
+    evaluate.add_argument("synthetic", help="the same kinds, or a run's synthetic/")
+    evaluate.add_argument(
+        "--holdout", help="real data the generator never saw (default: half of REAL)"
+    )
+    evaluate.add_argument("--image-size", type=int, help="bring images to this side first")
+    evaluate.add_argument("--channels", type=int, choices=(1, 3), help="gray or RGB")
+    evaluate.add_argument("--json", type=Path, help="write the numbers here too")
+    _plan_options(
+        command(
+            "plan",
+            "what an experiment needs and could reach on machines that are not here",
+            usage="genaug plan EXPERIMENT [--topology NAME ...] [--FIELD VALUE ...]",
+        )
+    )
+    _launch_options(
+        command(
+            "launch",
+            "what starts an experiment on a TPU pod, a SLURM cluster or several hosts",
+            usage="genaug launch EXPERIMENT --to gke|tpu-vm|slurm|hosts --run-dir DIR [--FIELD "
+            "VALUE ...]",
+        )
+    )
+    report = command("report", "write a run's report.html again")
+    report.add_argument("run", type=Path, help="a run folder")
+    data = command("data", "which datasets are here, and how to get what is not")
+    data.add_argument("what", choices=("list",))
+    tokenizer = command("tokenizer", "train a byte-level BPE on a set of texts")
+    tokenizer.add_argument("source", help="pydoc_topics, fortunes, a .txt .jsonl .csv, a folder")
+    tokenizer.add_argument("--vocab-size", type=int, default=4096, help="ids (default 4096)")
+    tokenizer.add_argument("--out", type=Path, default=Path("tokenizer.json"), help="a new file")
+    tokenizer.add_argument("--text-column", default="text", help="of a .jsonl or .csv")
+    tokenizer.add_argument("--separator", help="line between the texts of a .txt")
+    doctor = command("doctor", "versions, devices, extras and data found")
+    doctor.add_argument("--run-dir", type=Path, help="try to write here, each process its part")
+    _process_options(doctor)
+    return top
+
+
+def _process_options(sub: argparse.ArgumentParser) -> None:
+    """One run by several processes, each started with the same command."""
+    sub.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes: Cloud TPU, GKE or SLURM says which",
+    )
+    sub.add_argument("--coordinator", metavar="HOST:PORT",
+                     help="the same where no cluster says it: where process 0 listens")  # fmt: skip
+    sub.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    sub.add_argument("--process-id", type=int, metavar="I", help="which this one is, from 0")
+    sub.add_argument("--join-timeout", type=int, default=300, metavar="SECONDS",
+                     help="how long to wait for the others (default 300)")  # fmt: skip
+
+
+def _plan_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--topology",
+        action="append",
+        help="v5e-8, v5p-128, 2xv5e-256, v5e:16x16, local; more than once (default: local)",
+    )
+    sub.add_argument("--search", type=int, nargs="?", const=8, metavar="N",
+                     help="compile at most N (default 8) meshes, batches, remats and parts; rank "
+                     "what fits")  # fmt: skip
+    sub.add_argument("--limit", type=int, default=1800, metavar="SECONDS",
+                     help="stop a compiler that takes longer (default 1800)")  # fmt: skip
+    sub.add_argument("--exact", action="store_true", help="compile as a TPU would: much slower")
+    sub.add_argument("--no-sampler", action="store_true", help="plan for the train step alone")
+    sub.add_argument("--loop-rounds", type=int, default=1, metavar="N",
+                     help="what a loop whose length is data counts (default 1)")  # fmt: skip
+    sub.add_argument("--num-classes", type=int, help="of data that is not here")
+    sub.add_argument("--vocab-size", type=int, help="ids of text, of a tokenizer that is not here")
+    sub.add_argument("--json", type=Path, help="write all figures here too")
+    sub.add_argument("--lock", type=Path, help="write the static figures here")
+    sub.add_argument("--check", type=Path, help="fail if a figure exceeds this lock file's")
+    sub.epilog = "--topology for TPUs needs their compiler, but no TPU. " + EPILOG
+
+
+def _launch_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--to", metavar="TARGET", help="gke, tpu-vm, slurm or hosts")
+    sub.add_argument("--command", dest="command_there", choices=("run", "train"), default="run",
+                     help="what the machines do (default: run)")  # fmt: skip
+    sub.add_argument("--run-dir", help="gs://BUCKET/FOLDER (gke, tpu-vm), or a shared path")
+    sub.add_argument("--name", help="of the job (default: the experiment's)")
+    sub.add_argument("--max-restarts", type=int, help="after preemptions and crashes (default 10)")
+    sub.add_argument("--apply", action="store_true", help="run it, rather than print it")
+    sub.add_argument("--out", type=Path, help="write it here, rather than print it")
+    cloud = sub.add_argument_group("gke and tpu-vm")
+    cloud.add_argument("--topology", help="v5e-8, v5p-128, 2xv5e-256, as of genaug plan")
+    cloud.add_argument("--spot", action="store_true", help="cheaper machines that are preempted")
+    cloud.add_argument("--install", help="for pip: 'genaug[tpu,text] @ https://...' (gke: none)")
+    cloud.add_argument("--no-plan", action="store_true", help="compile nothing for the comment")
+    cloud.add_argument("--num-classes", type=int, help="of data that is not here, to plan")
+    cloud.add_argument("--vocab-size", type=int, help="of a tokenizer that is not here, to plan")
+    gke = sub.add_argument_group("gke")
+    gke.add_argument("--image", help="the container")
+    gke.add_argument("--queue", help="Kueue's, as of a cluster made by xpk")
+    gke.add_argument("--service-account", help="of the pods: it may write to the bucket")
+    vm = sub.add_argument_group("tpu-vm")
+    vm.add_argument("--project", help="of Google Cloud (default: gcloud's)")
+    vm.add_argument("--zone", help="where the machines are")
+    slurm = sub.add_argument_group("slurm")
+    slurm.add_argument("--nodes", type=int, help="machines (default 1)")
+    slurm.add_argument("--gpus-per-node", type=int, help="a process each (default: no GPUs)")
+    slurm.add_argument("--partition", help="of the cluster")
+    slurm.add_argument("--account", help="that pays")
+    slurm.add_argument("--time", help="the limit, as 2-00:00:00")
+    hosts = sub.add_argument_group("hosts")
+    hosts.add_argument("--host", action="append", help="user@machine or localhost, a process each")
+    hosts.add_argument("--port", type=int, help="of the first host (default 8476)")
+    own = sub.add_argument_group("slurm and hosts")
+    own.add_argument("--genaug", metavar="PATH", help="the command there (default: genaug)")
+
+
+def parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options of the command, and the rest: an experiment's fields, its --help among them."""
+    top = parser()
+    is_job = arguments[:1] in (["run"], ["train"], ["plan"], ["launch"])
+    wants_fields = is_job and any(not a.startswith("-") for a in arguments[1:2])
+    if wants_fields and any(a in ("-h", "--help") for a in arguments):
+        kept = [a for a in arguments if a not in ("-h", "--help")]
+        options, rest = top.parse_known_args(kept)
+        options, rest = _with_experiment(options, rest)
+        return options, [*rest, "--help"]
+    options, rest = top.parse_known_args(arguments)
+    if rest and not is_job and options.command != "sample":
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return _with_experiment(options, rest)
+
+
+def _with_experiment(
+    options: argparse.Namespace, rest: list[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The experiment is what stands before the first field: `run EXPERIMENT --FIELD VALUE`."""
+    named = rest[:1] if rest and not rest[0].startswith("-") else []
+    options.experiment = named[0] if named else None
+    return options, rest[len(named) :]
