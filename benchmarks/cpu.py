@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from genaug import parallel
+from genaug import layouts, parallel
+from genaug.devices import Mesh, make_mesh, use_cpu_cores_as_devices
 from genaug.evaluation import classifier
 from genaug.models.cvae import CVAE
 from genaug.nets import layers
@@ -101,7 +102,7 @@ def convolutions() -> list[Pair]:
 def replicas() -> Pair:
     """Six classifiers mapped over the devices, against `vmap` over the seeds."""
     config = classifier.Classifier(num_steps=50)
-    mesh = parallel.make_mesh(parallel.Mesh())
+    mesh = make_mesh(Mesh())
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (512, 28, 28, 1), dtype=np.uint8)
     condition = classifier.Condition(
@@ -129,9 +130,9 @@ def devices() -> Pair:
     }
 
     def runner(count: int) -> Callable[[], object]:
-        mesh = parallel.make_mesh(parallel.Mesh(data=count))
+        mesh = make_mesh(Mesh(data=count))
         state = parallel.compile_init(model.init, mesh)(jax.random.key(0))
-        run = parallel.compile_steps(model.step, mesh, parallel.abstract(model.init, mesh))
+        run = parallel.compile_steps(model.step, mesh, layouts.abstract(model.init, mesh))
         holder = [state]
 
         def call() -> object:
@@ -173,7 +174,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--write", action="store_true", help="write RESULTS.md")
     write = arguments.parse_args().write
-    parallel.use_cpu_cores_as_devices()
+    use_cpu_cores_as_devices()
     pairs = [*convolutions(), replicas(), devices(), warps()]
     lines = [
         "# Choices on a CPU",

@@ -28,6 +28,7 @@ from torch import nn
 
 from genaug import parallel
 from genaug.data import TextData, batches, pipeline
+from genaug.devices import Mesh, make_mesh, use_cpu_cores_as_devices
 from genaug.evaluation.intervals import paired_t
 from genaug.export import named
 from genaug.models.transformer_lm import TransformerLM, counted
@@ -182,7 +183,7 @@ def one_seed(seed: int, num_steps: int) -> tuple[float, float, float, float]:
     config = recipe(num_steps)
     dataset, splits = TextData(source="pydoc_topics", holdout="tail", context=CONTEXT).read()
     held = dataset.arrays(splits.valid)
-    model, mesh = config.make(dataset.spec), parallel.make_mesh(parallel.Mesh())
+    model, mesh = config.make(dataset.spec), make_mesh(Mesh())
     stream = pipeline(dataset, splits.train, batch_size=BATCH, seed=seed)
     torch.manual_seed(seed)
     twin = GPT(config, dataset.spec["tokens"].vocab_size)
@@ -215,7 +216,7 @@ def main() -> None:
     arguments.add_argument("--num-steps", type=int, default=2000)
     arguments.add_argument("--write", action="store_true", help="write LM_TWIN.md")
     options = arguments.parse_args()
-    parallel.use_cpu_cores_as_devices()
+    use_cpu_cores_as_devices()
     found = []
     for seed in range(options.seeds):
         found.append(one_seed(seed, options.num_steps))

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from genaug import parallel, runs
+from genaug import runs
+from genaug.devices import use_cpu_cores_as_devices
 from genaug.evaluation import classifier
 from genaug.evaluation.frechet import frechet_distance
 from genaug.evaluation.manifold import NEIGHBOURS, manifold_scores
@@ -162,7 +163,7 @@ def main() -> None:
     arguments.add_argument("runs", nargs="+", help="run folders, as RUN or RUN@NAME=VALUE,...")
     arguments.add_argument("--write", action="store_true", help="write QUALITY.md")
     options = arguments.parse_args()
-    parallel.use_cpu_cores_as_devices()
+    use_cpu_cores_as_devices()
     print(HEAD, flush=True)
     cache: dict[str, Any] = {}
     rows = []

@@ -25,14 +25,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from genaug import config, hlo, parallel
+from genaug import config, hlo, layouts, parallel
 from genaug.config import Experiment
 from genaug.data import Data
 from genaug.data.spec import spec_of as data_spec
+from genaug.devices import Mesh, make_mesh
 from genaug.models.transformer_lm import TransformerLM
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
-from genaug.parallel import Mesh
 from genaug.state import NetworkState
 from genaug.types import GenerativeModel, Spec
 
@@ -82,10 +82,10 @@ def parameters(state: Any) -> Any:
 def data_parallel(name: str) -> str:
     """A row: what an update sends on 8 devices."""
     preset, spec = experiment(name), spec_of(name)
-    model, mesh = preset.model.make(spec), parallel.make_mesh(Mesh(data=8))
-    template = parallel.abstract(model.init, mesh)
+    model, mesh = preset.model.make(spec), make_mesh(Mesh(data=8))
+    template = layouts.abstract(model.init, mesh)
     run = parallel.compile_steps(model.step, mesh, template)
-    stack = parallel.split_rows(stack_of(spec, 1, preset.train.batch_size), mesh, axis=1)
+    stack = layouts.split_rows(stack_of(spec, 1, preset.train.batch_size), mesh, axis=1)
     text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
     found = hlo.measure(text).collectives
     whole = sum(one.bytes / (2 * (one.group - 1) / one.group) for one in found)
@@ -100,19 +100,19 @@ def fully_sharded(name: str) -> str:
     model = experiment(name).model.make(spec_of(name))
     cells = []
     for count in COUNTS:
-        mesh = parallel.make_mesh(Mesh(data=1, fsdp=count))
-        template = parallel.abstract(model.init, mesh)
-        kept = parallel.share_bytes(template)
+        mesh = make_mesh(Mesh(data=1, fsdp=count))
+        template = layouts.abstract(model.init, mesh)
+        kept = layouts.share_bytes(template)
         cells.append(f"{kept * count / bytes_of(template):.3f}")
     return f"| {name} | {bytes_of(template) / 1e6:.1f} | {' | '.join(cells)} |"
 
 
 def updates(model: GenerativeModel, spec: Spec, rows: int, per_call: int) -> Callable[[], object]:
     """Ten updates, `per_call` in a program; the state goes on from call to call."""
-    mesh = parallel.make_mesh(Mesh(data=1))
-    template = parallel.abstract(model.init, mesh)
+    mesh = make_mesh(Mesh(data=1))
+    template = layouts.abstract(model.init, mesh)
     run = parallel.compile_steps(model.step, mesh, template)
-    stack = parallel.split_rows(stack_of(spec, per_call, rows), mesh, axis=1)
+    stack = layouts.split_rows(stack_of(spec, per_call, rows), mesh, axis=1)
     holder = [parallel.compile_init(model.init, mesh)(jax.random.key(0))]
 
     def call() -> object:

@@ -83,7 +83,7 @@ def damage(directory: Path, step: int) -> str | None:
 def restore(directory: Path, abstract: State) -> tuple[State, int] | None:
     """The newest whole checkpoint and its step, or None if there is none.
 
-    `abstract` is the state's tree of shapes, dtypes and shardings (`parallel.abstract`); a
+    `abstract` is the state's tree of shapes, dtypes and shardings (`layouts.abstract`); a
     checkpoint with other shapes or dtypes is a UserError that names the first leaf.
     """
     found = gathered(str(_newest(directory)) if is_first() else "")[0]  # one verdict for all

@@ -61,10 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _start(options: argparse.Namespace) -> Console:
     """The devices, before JAX starts; the console."""
-    from genaug import parallel
+    from genaug.devices import use_cpu_cores_as_devices
     from genaug.logs import make_console
 
-    parallel.use_cpu_cores_as_devices()
+    use_cpu_cores_as_devices()
     return make_console(options.quiet)
 
 

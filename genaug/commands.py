@@ -18,11 +18,11 @@ from genaug.data import Data, Dataset, catalogue, load
 from genaug.data.folder import decode
 from genaug.data.raw import shape_image
 from genaug.data.tokens import show
+from genaug.devices import Mesh, make_mesh
 from genaug.evaluation import classifier
 from genaug.evaluation.audit import Labels, Result, audit
 from genaug.files import save_arrays, write_atomically
 from genaug.logs import plain, plain_lines
-from genaug.parallel import Mesh, make_mesh
 from genaug.pictures import write_grid
 from genaug.sampling import make_sampler
 from genaug.types import CondField, TokenSpec, UserError

@@ -20,8 +20,8 @@ from typing import Any
 from genaug.augmentation import Balance, Filters
 from genaug.data.config import Data
 from genaug.data.text import TextData
+from genaug.devices import Mesh
 from genaug.evaluation.study import Study
-from genaug.parallel import Mesh
 from genaug.train import Train
 from genaug.types import ModelConfig, UserError
 

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from genaug import checkpoint, parallel, runs
+from genaug import checkpoint, layouts, parallel, runs
 from genaug.data import catalogue
+from genaug.devices import Mesh, make_mesh
 from genaug.processes import barrier, check_shared, gathered, is_first
 from genaug.types import UserError
 
@@ -69,7 +70,7 @@ def _processes() -> list[str]:
 
 def _all_reduced() -> str:
     """The sum over all devices of one number from each."""
-    mesh = parallel.make_mesh(parallel.Mesh())
+    mesh = make_mesh(Mesh())
     rows = {"x": np.arange(1.0, mesh.size + 1, dtype=np.float32)}
     add = parallel.compile_rows(lambda _, key, rows: {"x": 0 * rows["x"] + rows["x"].sum()}, mesh)
     found = jax.device_get(add({}, jax.random.key(0), rows))["x"]
@@ -88,15 +89,15 @@ def _written(directory: Path) -> str:
     except OSError as error:
         raise UserError(f"{directory} cannot be written to ({error.strerror}).") from None
     check_shared(directory)
-    mesh = parallel.make_mesh(parallel.Mesh())
+    mesh = make_mesh(Mesh())
     want = np.arange(mesh.size, dtype=np.float32)
-    array = parallel.split_rows({"x": want[parallel.local_rows(mesh.size, mesh)]}, mesh)
+    array = layouts.split_rows({"x": want[layouts.local_rows(mesh.size, mesh)]}, mesh)
     place = jax.ShapeDtypeStruct(want.shape, want.dtype, sharding=array["x"].sharding)
     probe = directory / f".doctor-{uuid.uuid4().hex}" if is_first() else directory
     probe = directory / gathered(probe.name)[0]
     checkpoint.save(probe, 0, array)
     found = checkpoint.restore(probe, {"x": place})
-    right = found is not None and np.array_equal(parallel.to_host(found[0])["x"], want)
+    right = found is not None and np.array_equal(layouts.to_host(found[0])["x"], want)
     barrier("read")
     if is_first():
         shutil.rmtree(probe, ignore_errors=True)

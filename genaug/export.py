@@ -27,7 +27,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 import genaug
-from genaug import parallel
+from genaug import layouts
 from genaug.files import write_atomically
 from genaug.sampling import check_cond
 from genaug.types import (
@@ -121,7 +121,7 @@ def write_bundle(
     about: Mapping[str, Any],
 ) -> None:
     """Write the bundle whole or not at all. `about` (config, data, licence) goes into it as is."""
-    weights = parallel.to_host(weights)
+    weights = layouts.to_host(weights)
     structure = jax.tree.structure(weights)
     order = list(named(weights))
 

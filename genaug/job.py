@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from genaug import export, parallel, report
+from genaug import export, layouts, report
 from genaug.arms import Arms
 from genaug.augmentation import Drawn, draw, wanted
 from genaug.data import batches, pipeline, write_examples
@@ -66,7 +66,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
         batch_size=config.batch_size,
         seed=experiment.seed,
         balance=config.class_balance,
-        rows=parallel.local_rows(config.batch_size, run.mesh),
+        rows=layouts.local_rows(config.batch_size, run.mesh),
     )
     latest: dict[str, float] = {}
     log: list[MetricLog] = []
@@ -174,7 +174,7 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
     announce(run, console)
     weights = train(run, console, "[1/5]")
     sampler = make_sampler(run.model, weights, run.mesh)
-    model_digest = export.digest(parallel.to_host(weights))
+    model_digest = export.digest(layouts.to_host(weights))
 
     real = run.dataset.arrays(run.splits.train)
     counts = np.bincount(real["label"], minlength=len(run.dataset.class_names))

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
-from genaug import config, parallel, plan_lock, plan_search, plan_table, topologies, train
+from genaug import config, plan_lock, plan_search, plan_table, topologies, train
 from genaug import plan as planning
 from genaug.config import Experiment
 from genaug.data.spec import spec_of
+from genaug.devices import use_cpu_cores_as_devices
 from genaug.export import spec_to_json
 from genaug.files import write_json
 from genaug.types import UserError
@@ -116,5 +117,5 @@ def _devices(name: str) -> tuple[int, int]:
         return found.num_devices, found.num_devices // found.num_slices
     import jax
 
-    parallel.use_cpu_cores_as_devices()  # as the process that compiles does
+    use_cpu_cores_as_devices()  # as the process that compiles does
     return jax.device_count(), jax.device_count()

@@ -18,8 +18,16 @@ import jax
 import jax.numpy as jnp
 
 from genaug import config as configs
-from genaug import flops, hlo, parallel, topologies
+from genaug import flops, hlo, layouts, parallel, topologies
 from genaug.config import Experiment
+from genaug.devices import (
+    DeviceMesh,
+    Mesh,
+    check_batch_size,
+    make_mesh,
+    mesh_elsewhere,
+    use_cpu_cores_as_devices,
+)
 from genaug.export import spec_from_json
 from genaug.train import Train
 from genaug.types import GenerativeModel, Spec, UserError
@@ -35,7 +43,7 @@ def main() -> None:
     task = json.load(sys.stdin)
     local = task["topology"] == "local"
     if local:
-        parallel.use_cpu_cores_as_devices()
+        use_cpu_cores_as_devices()
     if not task["exact"]:
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
     with Path(task["results"]).open("w", encoding="utf-8") as results:
@@ -51,27 +59,27 @@ def main() -> None:
 def _plan(task: dict[str, Any], fields: list[str], local: bool) -> dict[str, Any]:
     experiment = configs.override(configs.load(task["experiment"]), [*task["fields"], *fields])
     if local:
-        mesh = parallel.make_mesh(experiment.mesh)
+        mesh = make_mesh(experiment.mesh)
     else:
         found = topologies.find(task["topology"])
-        mesh = parallel.mesh_elsewhere(experiment.mesh, found.name, found.libtpu)
+        mesh = mesh_elsewhere(experiment.mesh, found.name, found.libtpu)
     spec = spec_from_json(task["spec"])
     train = experiment.train
-    parallel.check_batch_size(train.batch_size, mesh, train.accumulate)
+    check_batch_size(train.batch_size, mesh, train.accumulate)
     result = _static(experiment, spec, mesh)
     result["step"] = _step(experiment.model.make(spec), spec, train, mesh)
     if task["sampler"]:
         result["sampler"] = _sampler(experiment.model.make(spec), mesh, task["trips"])
     if local:
-        result["machine"] = _measure(parallel.make_mesh(parallel.Mesh()))
+        result["machine"] = _measure(make_mesh(Mesh()))
     return result
 
 
-def _static(experiment: Experiment, spec: Spec, mesh: parallel.DeviceMesh) -> dict[str, Any]:
+def _static(experiment: Experiment, spec: Spec, mesh: DeviceMesh) -> dict[str, Any]:
     """What needs no compiler."""
     model = experiment.model.make(spec)
-    template = parallel.abstract(model.init, mesh)
-    weights = parallel.abstract_weights(model.weights, template, mesh)
+    template = layouts.abstract(model.init, mesh)
+    weights = layouts.abstract_weights(model.weights, template, mesh)
     batch = _rows(spec, experiment.train.batch_size)
     plain = _without_remat(experiment.model).make(spec)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -83,8 +91,8 @@ def _static(experiment: Experiment, spec: Spec, mesh: parallel.DeviceMesh) -> di
         "batch_size": experiment.train.batch_size,
         "tokens": max(spec["tokens"].shape[0] - 1, 1) if "tokens" in spec else 0,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights)),
-        "parameter_bytes": parallel.share_bytes(weights),
-        "state_bytes": parallel.share_bytes(template),
+        "parameter_bytes": layouts.share_bytes(weights),
+        "state_bytes": layouts.share_bytes(template),
         "batch_bytes": row_bytes // mesh.size,
         "steps_per_call": experiment.train.steps_per_call,
         "model_flops": flops.count(plain.step, state, batch, key).total,
@@ -107,11 +115,9 @@ def _rows(spec: Spec, *axes: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {n: jax.ShapeDtypeStruct((*axes, *one.shape), one.dtype) for n, one in spec.items()}
 
 
-def _step(
-    model: GenerativeModel, spec: Spec, config: Train, mesh: parallel.DeviceMesh
-) -> dict[str, Any]:
+def _step(model: GenerativeModel, spec: Spec, config: Train, mesh: DeviceMesh) -> dict[str, Any]:
     """The train step, a loop of `STEPS` of them; what is counted is one."""
-    template = parallel.abstract(model.init, mesh)
+    template = layouts.abstract(model.init, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     program = parallel.compile_steps(model.step, mesh, template, config.accumulate)
     first = jax.ShapeDtypeStruct((), jnp.int32)
@@ -119,11 +125,11 @@ def _step(
     return _compiled(program, arguments, mesh, steps=STEPS)
 
 
-def _sampler(model: GenerativeModel, mesh: parallel.DeviceMesh, trips: int) -> dict[str, Any]:
+def _sampler(model: GenerativeModel, mesh: DeviceMesh, trips: int) -> dict[str, Any]:
     """The sampler of one block of rows."""
     rows = -(-BLOCK // mesh.size) * mesh.size
-    template = parallel.abstract(model.init, mesh)
-    weights = parallel.abstract_weights(model.weights, template, mesh)
+    template = layouts.abstract(model.init, mesh)
+    weights = layouts.abstract_weights(model.weights, template, mesh)
     needed = {
         name: field.spec
         for name, field in model.cond.items()
@@ -138,7 +144,7 @@ def _sampler(model: GenerativeModel, mesh: parallel.DeviceMesh, trips: int) -> d
 def _compiled(
     program: Any,
     arguments: tuple[Any, ...],
-    mesh: parallel.DeviceMesh,
+    mesh: DeviceMesh,
     steps: int = 1,
     trips: int = 1,
 ) -> dict[str, Any]:
@@ -180,7 +186,7 @@ def out_of_memory(message: str) -> list[float]:
     return []
 
 
-def _measure(mesh: parallel.DeviceMesh, side: int = 1024) -> dict[str, Any]:
+def _measure(mesh: DeviceMesh, side: int = 1024) -> dict[str, Any]:
     """Matrix products and copies that every device of this machine makes at once, a second."""
     # Everything is a fold of its input: XLA leaves nothing out.
     key = jax.random.key(0)

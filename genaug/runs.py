@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import genaug
-from genaug import checkpoint, parallel, train
+from genaug import checkpoint, layouts, parallel, train
 from genaug.augmentation import Balance, require_labels, wanted
 from genaug.config import Experiment, differences, experiment_from_json, to_json
 from genaug.data.config import Data
@@ -27,6 +27,7 @@ from genaug.data.splits import Splits
 from genaug.data.text import TextData
 from genaug.data.text_dataset import TextDataset
 from genaug.data.tokens import BPE, Tokenizer, read_tokenizer
+from genaug.devices import DeviceMesh, Mesh, check_batch_size, make_mesh
 from genaug.evaluation.manifold import NEIGHBOURS
 from genaug.evaluation.study import require_smote
 from genaug.export import named, spec_from_json, spec_to_json
@@ -49,7 +50,7 @@ class Prepared:
     dataset: Dataset | TextDataset
     splits: Splits
     model: GenerativeModel
-    mesh: parallel.DeviceMesh
+    mesh: DeviceMesh
     start: Callable[[State], State] = lambda fresh: fresh
 
     @property
@@ -185,8 +186,8 @@ def prepare(
     """
     check(experiment)
     check_claim(directory, experiment)
-    mesh = parallel.make_mesh(experiment.mesh)
-    parallel.check_batch_size(experiment.train.batch_size, mesh, experiment.train.accumulate)
+    mesh = make_mesh(experiment.mesh)
+    check_batch_size(experiment.train.batch_size, mesh, experiment.train.accumulate)
     read: Callable[[], tuple[Dataset | TextDataset, Splits]] = experiment.data.read
     dataset, splits = together(read)
     if len(splits.train) < experiment.train.batch_size:
@@ -255,16 +256,14 @@ def _start(base: State, fresh: State) -> State:
     return started_from(fresh, base)
 
 
-def _check_step(
-    model: GenerativeModel, spec: Spec, config: train.Train, mesh: parallel.DeviceMesh
-) -> None:
+def _check_step(model: GenerativeModel, spec: Spec, config: train.Train, mesh: DeviceMesh) -> None:
     """Let family and mesh refuse what they cannot take: an update is traced, not run."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     stack = {
         name: jax.ShapeDtypeStruct((1, config.batch_size, *one.shape), one.dtype)
         for name, one in spec.items()
     }
-    template = parallel.abstract(model.init, mesh)
+    template = layouts.abstract(model.init, mesh)
     steps = parallel.compile_steps(model.step, mesh, template, config.accumulate)
     jax.eval_shape(steps, template, stack, key, 0)
 
@@ -377,7 +376,7 @@ class Trained:
     state: State
     weights: Weights
     step: int
-    mesh: parallel.DeviceMesh
+    mesh: DeviceMesh
     tokenizer: Tokenizer | None  # of a model of text
 
 
@@ -387,10 +386,10 @@ def open_run(directory: Path) -> Trained:
     spec = spec_from_json(about["spec"])
     model = experiment.model.make(spec)
     try:
-        mesh = parallel.make_mesh(experiment.mesh)
+        mesh = make_mesh(experiment.mesh)
     except UserError:  # It was trained on more devices than there are here.
-        mesh = parallel.make_mesh(parallel.Mesh())
-    found = checkpoint.restore(directory / "checkpoints", parallel.abstract(model.init, mesh))
+        mesh = make_mesh(Mesh())
+    found = checkpoint.restore(directory / "checkpoints", layouts.abstract(model.init, mesh))
     if not found and (splits := sorted(directory.glob("split_*"))):
         raise UserError(f"{directory} holds a run for every split: name one, as {splits[0]}.")
     if not found:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genaug import parallel
+from genaug.devices import DeviceMesh
 from genaug.types import CondField, GenerativeModel, LabelSpec, TokenSpec, UserError, Weights
 
 Rows = Mapping[str, np.ndarray]
@@ -73,7 +74,7 @@ def check_cond(cond: Mapping[str, Any], reads: Mapping[str, CondField]) -> None:
 
 
 def make_sampler(
-    model: GenerativeModel, weights: Weights, mesh: parallel.DeviceMesh, block_size: int = 256
+    model: GenerativeModel, weights: Weights, mesh: DeviceMesh, block_size: int = 256
 ) -> Sampler:
     """The sampler of a model over a mesh."""
     block_size = -(-block_size // mesh.size) * mesh.size
@@ -81,7 +82,7 @@ def make_sampler(
 
 
 def make_scorer(
-    model: GenerativeModel, mesh: parallel.DeviceMesh, block_size: int = 256
+    model: GenerativeModel, mesh: DeviceMesh, block_size: int = 256
 ) -> Callable[[Weights, jax.Array, Rows], dict[str, np.ndarray]]:
     """The model's per-example scores of any number of examples, in blocks of one size."""
     program = parallel.compile_rows(

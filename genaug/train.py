@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from genaug import checkpoint, parallel, processes
+from genaug import checkpoint, layouts, parallel, processes
+from genaug.devices import DeviceMesh, check_batch_size
 from genaug.types import GenerativeModel, State, UserError
 
 
@@ -74,7 +75,7 @@ def fit(
     config: Train,
     *,
     key: jax.Array,
-    mesh: parallel.DeviceMesh,
+    mesh: DeviceMesh,
     checkpoints: Path | None = None,
     start: Callable[[State], State] = lambda fresh: fresh,
     hooks: Sequence[Hook] = (),
@@ -90,15 +91,15 @@ def fit(
     resumed: called once with the first update to be made.
     """
     check(config)
-    parallel.check_batch_size(config.batch_size, mesh, config.accumulate)
+    check_batch_size(config.batch_size, mesh, config.accumulate)
     init_key, step_key = jax.random.split(key)
-    template = parallel.abstract(model.init, mesh)
+    template = layouts.abstract(model.init, mesh)
     found = checkpoints and checkpoint.restore(checkpoints, template)
     if found:
         state, first = found
     else:
         fresh = parallel.compile_init(model.init, mesh)(init_key)
-        state, first = parallel.place(start(fresh), mesh), 0
+        state, first = layouts.place(start(fresh), mesh), 0
     _check_first(first, config.num_steps)
     resumed(first)
     if checkpoints:
@@ -108,7 +109,7 @@ def fit(
     stacks = _stacks(batches(first, config.num_steps), config.steps_per_call)
     calls = range(first, config.num_steps, config.steps_per_call)
     for begin, stack in zip(calls, stacks, strict=True):
-        state, metrics = run(state, parallel.split_rows(stack, mesh, axis=1), step_key, begin)
+        state, metrics = run(state, layouts.split_rows(stack, mesh, axis=1), step_key, begin)
         if pending:
             _report(*pending, log)
         step = begin + config.steps_per_call

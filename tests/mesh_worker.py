@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from genaug import parallel, processes
+from genaug import layouts, parallel, processes
 from genaug.data import batches, pipeline
-from genaug.parallel import Mesh
+from genaug.devices import Mesh, make_mesh
 from genaug.sampling import make_sampler
 from genaug.state import SGD
 
@@ -40,17 +40,17 @@ def trained(name: str, config: Mesh) -> dict[str, np.ndarray]:
     model = dataclasses.replace(experiment.model, optimizer=SGD(learning_rate=1e-2)).make(
         dataset.spec
     )
-    mesh, key = parallel.make_mesh(config), jax.random.key(3)
-    rows = parallel.local_rows(BATCH, mesh)
+    mesh, key = make_mesh(config), jax.random.key(3)
+    rows = layouts.local_rows(BATCH, mesh)
     stream = pipeline(dataset, splits.train, batch_size=BATCH, seed=0, rows=rows)
     found = list(batches(stream, 0, 4))
     stack = {name: np.stack([batch[name] for batch in found]) for name in found[0]}
     state = parallel.compile_init(model.init, mesh)(key)
-    run = parallel.compile_steps(model.step, mesh, parallel.abstract(model.init, mesh))
-    state, metrics = run(state, parallel.split_rows(stack, mesh, axis=1), key, 0)
+    run = parallel.compile_steps(model.step, mesh, layouts.abstract(model.init, mesh))
+    state, metrics = run(state, layouts.split_rows(stack, mesh, axis=1), key, 0)
     weights = model.weights(state)
     samples = make_sampler(model, weights, mesh, 8)(key, {"index": np.arange(8, dtype=np.int32)})
-    tree = {"state": parallel.to_host(state), "metrics": jax.device_get(metrics), "sample": samples}
+    tree = {"state": layouts.to_host(state), "metrics": jax.device_get(metrics), "sample": samples}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

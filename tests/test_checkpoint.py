@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaug import checkpoint, files, parallel
+from genaug import checkpoint, files, layouts, parallel
+from genaug.devices import Mesh, make_mesh
 from genaug.models.cvae import CVAE
 from genaug.nets.autoencoder import MLP
-from genaug.parallel import Mesh
 from genaug.types import LabelSpec, UserError
 
 SPEC = {"image": jax.ShapeDtypeStruct((8, 8, 1), np.uint8), "label": LabelSpec(10)}
@@ -22,11 +22,11 @@ def make_model(hidden=16):
 
 
 def mesh_of(num_devices):
-    return parallel.make_mesh(Mesh(data=num_devices))
+    return make_mesh(Mesh(data=num_devices))
 
 
 def abstract(model, num_devices=2):
-    return parallel.abstract(model.init, mesh_of(num_devices))
+    return layouts.abstract(model.init, mesh_of(num_devices))
 
 
 def made(model, seed, num_devices=2):
@@ -238,7 +238,7 @@ def test_names_and_dtypes_are_compared_too(tmp_path):
             leaves,
         )
 
-    state = parallel.place({"a": jnp.zeros(3), "b": jnp.ones(2)}, mesh_of(2))
+    state = layouts.place({"a": jnp.zeros(3), "b": jnp.ones(2)}, mesh_of(2))
     checkpoint.save(tmp_path, 1, state)
     for other, words in [
         ({"a": jnp.zeros(3), "c": jnp.ones(2)}, r"b is float32\[2\] there and nothing here"),

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from tiny_run import tiny
 
-from genaug import export, parallel, runs
+from genaug import export, runs
 from genaug.commands import folder_names
 from genaug.data import load
+from genaug.devices import Mesh, make_mesh
 from genaug.evaluation import classifier
 from genaug.evaluation.classifier import Classifier
 
@@ -129,7 +130,7 @@ def two_sets(digits, tmp_path, monkeypatch):
     """The two sets, and a classifier that is trained in a moment."""
     small = Classifier(features=(4,), hidden=16, num_steps=10)
     monkeypatch.setattr(classifier, "Classifier", lambda: small)
-    one_device = parallel.make_mesh(parallel.Mesh(data=1))
+    one_device = make_mesh(Mesh(data=1))
     monkeypatch.setattr("genaug.commands.make_mesh", lambda config: one_device)
     paths = []
     for name, rows in (("real", slice(0, 150)), ("synthetic", slice(200, 250))):

@@ -16,7 +16,7 @@ import dataclasses
 from genaug.config import Experiment
 from genaug.data import TextData
 from genaug.models.transformer_lm import TransformerLM
-from genaug.parallel import Mesh
+from genaug.devices import Mesh
 from genaug.train import Train
 
 

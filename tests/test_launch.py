@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from genaug import cli, parallel, plan, topologies
+from genaug import cli, plan, topologies
 from genaug.launch import Launch, block, delimiter, pod, render, yaml
 from genaug.launch.command import plan_lines
 from genaug.types import UserError
@@ -22,7 +22,7 @@ from genaug.types import UserError
 EXPERIMENT = """
 import dataclasses
 
-from genaug.parallel import Mesh
+from genaug.devices import Mesh, check_elsewhere
 from tiny_run import tiny
 
 
@@ -474,9 +474,9 @@ def test_what_plans_and_what_launches_agree_on_hosts_and_devices():
         for name in topologies.sold(chip):
             place = topologies.find(name)
             assert place.hosts * place.chips_a_host * chip.devices == place.num_devices
-    parallel.check_elsewhere(parallel.Mesh(fsdp=4), 16, 2, "it", 32, 2)
+    check_elsewhere(Mesh(fsdp=4), 16, 2, "it", 32, 2)
     with pytest.raises(UserError, match="use all devices of its 2 slices"):
-        parallel.check_elsewhere(parallel.Mesh(data=2), 16, 2, "it", 32, 1)
+        check_elsewhere(Mesh(data=2), 16, 2, "it", 32, 1)
 
 
 # --- hosts, for real -----------------------------------------------------------------------------

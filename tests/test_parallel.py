@@ -14,8 +14,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import genaug
-from genaug import parallel
-from genaug.parallel import Mesh, check_batch_size, make_mesh
+from genaug import devices, layouts, parallel
+from genaug.devices import Mesh, check_batch_size, make_mesh, use_cpu_cores_as_devices
 from genaug.state import SGD, from_loss
 from genaug.types import UserError, row_keys
 
@@ -104,9 +104,9 @@ def test_compiled_steps_are_the_loop_and_its_mean_metrics(num_devices):
         value = jnp.mean(batch["x"]) + jax.random.normal(key)
         return state + value, {"value": value, "state": state}
 
-    state = parallel.place(jnp.float32(1.0), mesh)
+    state = layouts.place(jnp.float32(1.0), mesh)
     program = parallel.compile_steps(step, mesh, state)
-    state, metrics = program(state, parallel.split_rows(stack, mesh, axis=1), key, 40)
+    state, metrics = program(state, layouts.split_rows(stack, mesh, axis=1), key, 40)
     expected, values, states = jnp.float32(1.0), [], []
     for i in range(3):
         states.append(expected)
@@ -158,7 +158,7 @@ def test_large_arrays_are_split_along_their_largest_axis_that_divides():
 @pytest.mark.parametrize("fsdp, factor", [(1, 1), (2, 2), (8, 8)])
 def test_a_device_s_share_of_the_state_falls_with_fsdp(fsdp, factor):
     mesh = make_mesh(Mesh(fsdp=fsdp))
-    template = parallel.abstract(lambda key: {"ema": {"w": jnp.zeros((256, 384))}}, mesh)
+    template = layouts.abstract(lambda key: {"ema": {"w": jnp.zeros((256, 384))}}, mesh)
     (leaf,) = jax.tree.leaves(template)
     assert leaf.sharding.shard_shape(leaf.shape) == (256, 384 // factor)
 
@@ -171,7 +171,7 @@ def test_rules_split_matrices_for_work_and_fsdp_what_is_left_of_them():
         layers = {"layer_0": {name: {"kernel": jnp.zeros((16, 32))} for name in names}}
         return {"params": layers, "ema": {"tokens": jnp.zeros((64, 16))}, "n": jnp.zeros(64)}
 
-    found = jax.tree_util.tree_leaves_with_path(parallel.abstract(init, mesh))
+    found = jax.tree_util.tree_leaves_with_path(layouts.abstract(init, mesh))
     specs = {
         jax.tree_util.keystr(path[-2:], simple=True): leaf.sharding.spec for path, leaf in found
     }
@@ -194,7 +194,7 @@ def test_rules_split_matrices_for_work_and_fsdp_what_is_left_of_them():
 def test_rules_that_cannot_be_followed_are_refused(rule, words):
     mesh = make_mesh(Mesh(tensor=2, rules=(rule,)))
     with pytest.raises(UserError, match=words):
-        parallel.abstract(lambda key: {"params": {"a": {"kernel": jnp.zeros((4, 3))}}}, mesh)
+        layouts.abstract(lambda key: {"params": {"a": {"kernel": jnp.zeros((4, 3))}}}, mesh)
 
 
 def test_a_template_has_the_shapes_of_the_state_and_computes_nothing():
@@ -202,7 +202,7 @@ def test_a_template_has_the_shapes_of_the_state_and_computes_nothing():
         return {"w": jax.random.normal(key, (3, 2)), "n": jnp.zeros((), jnp.int32)}
 
     mesh = make_mesh(Mesh(data=2))
-    template = parallel.abstract(init, mesh)
+    template = layouts.abstract(init, mesh)
     state = parallel.compile_init(init, mesh)(jax.random.key(0))
     for a, b in zip(jax.tree.leaves(template), jax.tree.leaves(state), strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
@@ -213,19 +213,19 @@ def test_a_template_has_the_shapes_of_the_state_and_computes_nothing():
 def test_a_number_of_devices_that_is_none_is_refused(monkeypatch, value):
     monkeypatch.setenv("GENAUG_CPU_DEVICES", value)
     with pytest.raises(UserError, match=r"GENAUG_CPU_DEVICES is .* whole number from 1 up"):
-        parallel.use_cpu_cores_as_devices()
+        use_cpu_cores_as_devices()
 
 
 @pytest.mark.parametrize("value, expected", [("3", 3), ("", 5), (None, 5)])
 def test_the_cores_or_the_number_asked_for_become_devices(monkeypatch, value, expected):
     asked = {}
-    monkeypatch.setattr(parallel.jax.config, "update", asked.__setitem__)
-    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda pid: set(range(5)), raising=False)
+    monkeypatch.setattr(devices.jax.config, "update", asked.__setitem__)
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: set(range(5)), raising=False)
     if value is None:
         monkeypatch.delenv("GENAUG_CPU_DEVICES", raising=False)
     else:
         monkeypatch.setenv("GENAUG_CPU_DEVICES", value)
-    parallel.use_cpu_cores_as_devices()
+    use_cpu_cores_as_devices()
     assert asked == {"jax_num_cpu_devices": expected}
 
 
@@ -286,9 +286,9 @@ def perceptron():
 def communicated(mesh):
     """Elements that each kind of collective of the compiled steps gives, by kind."""
     model = perceptron()
-    template = parallel.abstract(model.init, mesh)
+    template = layouts.abstract(model.init, mesh)
     run = parallel.compile_steps(model.step, mesh, template)
-    stack = parallel.split_rows({"x": np.ones((2, 16, 32), np.float32)}, mesh, axis=1)
+    stack = layouts.split_rows({"x": np.ones((2, 16, 32), np.float32)}, mesh, axis=1)
     text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
     found = collections.Counter()
     for shapes, kind in re.findall(
@@ -329,8 +329,8 @@ def test_dropout_differs_between_parts_and_between_devices(mesh, parts):
 
     model = from_loss(init, loss, lambda weights, key, cond: {}, SGD())
     devices = make_mesh(mesh)
-    run = parallel.compile_steps(model.step, devices, parallel.abstract(model.init, devices), parts)
+    run = parallel.compile_steps(model.step, devices, layouts.abstract(model.init, devices), parts)
     state = parallel.compile_init(model.init, devices)(jax.random.key(0))
-    stack = parallel.split_rows({"x": np.ones((1, 8), np.float32)}, devices, axis=1)
+    stack = layouts.split_rows({"x": np.ones((1, 8), np.float32)}, devices, axis=1)
     _, metrics = run(state, stack, jax.random.key(1), 0)
     assert metrics["square"] > metrics["loss"] ** 2 + 1e-3

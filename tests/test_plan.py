@@ -26,6 +26,7 @@ from genaug import (
 from genaug.data import Data
 from genaug.data.spec import spec_of
 from genaug.data.text import TextData
+from genaug.devices import Mesh, make_mesh
 from genaug.hlo import Collective
 from genaug.types import UserError
 
@@ -59,7 +60,7 @@ def test_of_branches_the_dearest_counts():
 
 def test_gradients_over_eight_devices_are_reduced_once_a_round(optimized):
     """Eight devices, 5 rounds: an all-reduce of a 64x64 gradient each, told by a ring's bytes."""
-    mesh = parallel.make_mesh(parallel.Mesh())
+    mesh = make_mesh(Mesh())
     side, rounds = 64, 5
 
     def program(weights, key, rows):
@@ -371,7 +372,7 @@ def config():
 def file(tmp_path, monkeypatch):
     found = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
-    monkeypatch.setattr(parallel, "use_cpu_cores_as_devices", lambda: None)
+    monkeypatch.setattr("genaug.plan_command.use_cpu_cores_as_devices", lambda: None)
     path = tmp_path / "tiny.py"
     path.write_text(TINY)
     return str(path)

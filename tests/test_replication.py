@@ -12,7 +12,7 @@ from test_job import Stop
 from test_report import visible
 from tiny_run import files, tiny
 
-from genaug import job, parallel, replication, runs
+from genaug import devices, job, replication, runs
 from genaug.config import from_json
 from genaug.evaluation.study import Study
 from genaug.files import read_json
@@ -351,7 +351,7 @@ def unbroken(tmp_path_factory, compile_cache):
     (folder / "several.py").write_text(SEVERAL)
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(parallel, "use_cpu_cores_as_devices", lambda: None)
+        patch.setattr(devices, "use_cpu_cores_as_devices", lambda: None)
         patch.setenv("GENAUG_DATA_DIR", str(tmp_path_factory.getbasetemp() / "data"))
         arguments = ["run", str(folder / "several.py"), "--run-dir", str(folder / "run")]
         assert cli.main(arguments) == 0

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from genaug.devices import Mesh, make_mesh
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
-from genaug.parallel import Mesh, make_mesh
 from genaug.sampling import Sampler, check_cond, make_sampler, make_scorer, map_blocks
 from genaug.types import CondField, LabelSpec, TokenSpec, UserError
 

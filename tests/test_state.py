@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaug import parallel
+from genaug import layouts, parallel
+from genaug.devices import Mesh, make_mesh
 from genaug.state import (
     SGD,
     Adam,
@@ -221,11 +222,11 @@ def buffers(state):
 @pytest.mark.parametrize("optimizer", [Adam(), SGD(momentum=0.9)])
 def test_a_state_can_be_donated_step_after_step(optimizer, compiled, key):
     """A buffer shared by two leaves would be given away twice."""
-    model, mesh = model_of(optimizer), parallel.make_mesh(parallel.Mesh(data=2))
+    model, mesh = model_of(optimizer), make_mesh(Mesh(data=2))
     state = parallel.compile_init(model.init, mesh)(key) if compiled else model.init(key)
     assert len(set(buffers(state))) == len(buffers(state))
-    state = parallel.place(state, mesh)
-    step = parallel.compile_steps(model.step, mesh, parallel.abstract(model.init, mesh))
+    state = layouts.place(state, mesh)
+    step = parallel.compile_steps(model.step, mesh, layouts.abstract(model.init, mesh))
     batches = jax.tree.map(lambda a: jnp.stack([a, a]), BATCH)
     for call in range(2):
         given = state

@@ -13,8 +13,8 @@ from genaug import checkpoint, parallel
 from genaug import train as training
 from genaug.data import Data, batches, load, pipeline
 from genaug.data import split as split_data
+from genaug.devices import Mesh, make_mesh
 from genaug.logs import MetricLog, read_metrics
-from genaug.parallel import Mesh
 from genaug.state import SGD, Adam, from_loss
 from genaug.train import Hook, Train, TrainingError, fit
 from genaug.types import GenerativeModel, UserError
@@ -66,7 +66,7 @@ def stream(digits):
 
 
 def run(model, stream, config=CONFIG, num_devices=2, **options):
-    mesh = parallel.make_mesh(Mesh(data=num_devices))
+    mesh = make_mesh(Mesh(data=num_devices))
     return fit(model, stream, config, key=jax.random.key(0), mesh=mesh, **options)
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from genaug import cli, parallel
+from genaug import cli, devices
 from genaug.augmentation import Balance, Filters
 from genaug.config import Experiment
 from genaug.data import Data
+from genaug.devices import Mesh
 from genaug.evaluation.classifier import Classifier
 from genaug.evaluation.study import Study
 from genaug.models.cvae import CVAE
 from genaug.nets.autoencoder import MLP
-from genaug.parallel import Mesh
 from genaug.train import Train
 
 EXPERIMENT_FILE = """
@@ -64,7 +64,7 @@ def files(directory: Path) -> set[str]:
 @pytest.fixture
 def run_cli(compile_cache, monkeypatch):
     """`run_cli("run", ...)` calls the command line here, on the devices that are already there."""
-    monkeypatch.setattr(parallel, "use_cpu_cores_as_devices", lambda: None)
+    monkeypatch.setattr(devices, "use_cpu_cores_as_devices", lambda: None)
     return lambda *arguments: cli.main([str(a) for a in arguments])
 
 
@@ -81,7 +81,7 @@ def finished(tmp_path_factory, compile_cache) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny_experiment.py").write_text(EXPERIMENT_FILE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "use_cpu_cores_as_devices", lambda: None)
+        patch.setattr(devices, "use_cpu_cores_as_devices", lambda: None)
         patch.setenv("GENAUG_DATA_DIR", str(tmp_path_factory.getbasetemp() / "data"))
         arguments = ["run", str(folder / "tiny_experiment.py"), "--run-dir", str(folder / "run")]
         assert cli.main([*arguments, "--quiet"]) == 0

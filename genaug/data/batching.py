@@ -42,7 +42,7 @@ def pipeline(
     A batch is what `dataset.arrays` gives: `{"image": uint8 [b, h, w, c], "label": int32 [b]}`, or
     `{"tokens": int32 [b, length], "segments": ..., "num_bytes": int32 [b]}`. `rows` are the
     positions in the batch that a process wants, of several that share the work
-    (`parallel.local_rows`). With `balance` in [0, 1] class c is drawn in proportion to
+    (`layouts.local_rows`). With `balance` in [0, 1] class c is drawn in proportion to
     `count_c ** (1 - balance)`: 0 as it is, 1 each class equally often.
     Raises UserError for a batch that the examples cannot fill.
     """

@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from genaug import parallel
+from genaug.devices import DeviceMesh
 from genaug.nets import layers
 from genaug.transforms import images as transforms
 
@@ -104,7 +105,7 @@ def rate(step: Array, num_steps: Array, peak: float) -> Array:
 
 
 def trainer(
-    config: Classifier, num_classes: int, smoothing: float, mesh: parallel.DeviceMesh
+    config: Classifier, num_classes: int, smoothing: float, mesh: DeviceMesh
 ) -> Callable[..., tuple[Params, Float[Array, "s n k"]]]:
     """The program `((condition, images to judge), keys [s]) -> (params, probabilities)`."""
     return parallel.compile_replicas(replica_fn(config, num_classes, smoothing), mesh)
@@ -169,7 +170,7 @@ def train_replicas(
     condition: Condition,
     judged: UInt8[np.ndarray, "n h w c"],
     num_seeds: int,
-    mesh: parallel.DeviceMesh,
+    mesh: DeviceMesh,
     first_seed: int = 0,
 ) -> Trained:
     """Train a classifier for each seed from `first_seed` up and judge the images with each.

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genaug import config, parallel, topologies, train
+from genaug import config, topologies, train
 from genaug import plan as planning
 from genaug.config import Experiment
 from genaug.data.spec import spec_of
+from genaug.devices import check_elsewhere
 from genaug.export import spec_to_json
 from genaug.files import write_atomically
 from genaug.launch import CLOUD, Launch, Target, render
@@ -200,7 +201,7 @@ def _check_share(made: Launch, experiment: Experiment) -> None:
     else:
         return
     batch, parts = experiment.train.batch_size, experiment.train.accumulate
-    parallel.check_elsewhere(experiment.mesh, devices, slices, name, batch, parts)
+    check_elsewhere(experiment.mesh, devices, slices, name, batch, parts)
 
 
 def _header(

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaug import checkpoint, export, parallel
+from genaug import checkpoint, export, layouts, parallel
 from genaug.data import batches, pipeline
-from genaug.parallel import Mesh
+from genaug.devices import DeviceMesh, Mesh, make_mesh
 from genaug.sampling import make_sampler, make_scorer
 from genaug.state import SGD, Adam
 from genaug.types import LabelSpec
@@ -84,19 +84,17 @@ def with_sgd(config: Any) -> Any:
     return type(config)(**fields)
 
 
-def mesh_of(count: int, **split: Any) -> parallel.DeviceMesh:
-    return parallel.make_mesh(Mesh(data=count, min_split=64, **split))
+def mesh_of(count: int, **split: Any) -> DeviceMesh:
+    return make_mesh(Mesh(data=count, min_split=64, **split))
 
 
 @functools.lru_cache
-def compiled(step: Any, init: Any, mesh: parallel.DeviceMesh, accumulate: int = 1) -> Any:
+def compiled(step: Any, init: Any, mesh: DeviceMesh, accumulate: int = 1) -> Any:
     """One program for all tests of a family on a mesh."""
-    return parallel.compile_steps(step, mesh, parallel.abstract(init, mesh), accumulate)
+    return parallel.compile_steps(step, mesh, layouts.abstract(init, mesh), accumulate)
 
 
-def train(
-    case: Case, count: int, mesh: parallel.DeviceMesh, state=None, start: int = 0, accumulate=1
-):
+def train(case: Case, count: int, mesh: DeviceMesh, state=None, start: int = 0, accumulate=1):
     """`count` updates in calls of 5."""
     key = jax.random.key(7)
     if state is None:
@@ -104,7 +102,7 @@ def train(
     run = compiled(case.model.step, case.model.init, mesh, accumulate)
     history = []
     for first in range(start, start + count, 5):
-        stack = parallel.split_rows(case.stack(first, 5), mesh, axis=1)
+        stack = layouts.split_rows(case.stack(first, 5), mesh, axis=1)
         state, metrics = run(state, stack, key, first)
         history.append(jax.device_get(metrics))
     return state, history, run
@@ -209,9 +207,9 @@ def test_any_mesh_trains_alike_under_sgd(sgd_case):
 def test_split_states_are_gathered_and_activations_never(case):
     """Whatever is gathered has the shape of an array of the state, up to the order of its axes."""
     mesh = mesh_of(2, fsdp=4)
-    template = parallel.abstract(case.model.init, mesh)
+    template = layouts.abstract(case.model.init, mesh)
     run = parallel.compile_steps(case.model.step, mesh, template)
-    stack = parallel.split_rows(case.stack(0, 1), mesh, axis=1)
+    stack = layouts.split_rows(case.stack(0, 1), mesh, axis=1)
     text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
     state = {axes(leaf.shape) for leaf in jax.tree.leaves(template)}
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
@@ -249,7 +247,7 @@ def test_saved_restored_and_continued_equals_unbroken(case, trained, tmp_path):
     mesh = mesh_of(8)
     half, _, _ = train(case, 10, mesh)
     checkpoint.save(tmp_path, 10, half)
-    restored, step = checkpoint.restore(tmp_path, parallel.abstract(case.model.init, mesh))
+    restored, step = checkpoint.restore(tmp_path, layouts.abstract(case.model.init, mesh))
     assert step == 10
     chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(half))
     continued, _, _ = train(case, 10, mesh, restored, start=10)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from genaug.devices import Mesh, make_mesh
 from genaug.evaluation.classifier import (
     Classifier,
     Condition,
@@ -19,7 +20,6 @@ from genaug.evaluation.classifier import (
     train_replicas,
     trainer,
 )
-from genaug.parallel import Mesh, make_mesh
 from genaug.transforms.images import Strength, Warp
 
 TINY = Classifier(features=(3,), hidden=8, num_steps=60, batch_size=32, learning_rate=0.02)

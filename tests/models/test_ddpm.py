@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from genaug import parallel
+from genaug import layouts, parallel
+from genaug.devices import Mesh, make_mesh
 from genaug.models import ddpm
 from genaug.models.ddpm import DDPM
 from genaug.nets import bound
@@ -18,7 +19,6 @@ from genaug.nets.likelihoods import to_net
 from genaug.nets.noise import EDM, Cosine, Flow, Linear
 from genaug.nets.samplers import DDIM, Ancestral, DPMSolver, Heun
 from genaug.nets.unet import UNet
-from genaug.parallel import Mesh, make_mesh
 from genaug.state import Adam
 from genaug.types import LabelSpec, UserError
 
@@ -343,14 +343,14 @@ def test_the_cifar_preset_takes_updates_on_made_up_images(key):
     assert 35e6 < sum(leaf.size for leaf in jax.tree.leaves(whole.ema)) < 45e6
     net = dataclasses.replace(config.net, features=(16, 32, 32, 32), num_blocks=1, groups=4)
     model, mesh = dataclasses.replace(config, net=net).make(shape), make_mesh(Mesh(data=2))
-    run = parallel.compile_steps(model.step, mesh, parallel.abstract(model.init, mesh))
+    run = parallel.compile_steps(model.step, mesh, layouts.abstract(model.init, mesh))
     generator = np.random.default_rng(0)
     stack = {
         "image": generator.integers(0, 256, (2, 4, 32, 32, 3)).astype(np.uint8),
         "label": np.zeros((2, 4), np.int32),
     }
     state = parallel.compile_init(model.init, mesh)(key)
-    _, metrics = run(state, parallel.split_rows(stack, mesh, axis=1), key, 0)
+    _, metrics = run(state, layouts.split_rows(stack, mesh, axis=1), key, 0)
     assert np.isfinite(metrics["loss"])
 
 

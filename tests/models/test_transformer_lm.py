@@ -12,7 +12,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from genaug import export, parallel
+from genaug import export
+from genaug.devices import Mesh, make_mesh
 from genaug.models.transformer_lm import TransformerLM, gpt2, target_nll
 from genaug.nets import transformer
 from genaug.sampling import make_sampler
@@ -383,7 +384,7 @@ def test_exported_sampler_is_the_sampler(tmp_path, key):
 
 def test_prompts_outside_the_vocabulary_are_refused(key):
     model, weights, _ = made()
-    sampler = make_sampler(model, weights, parallel.make_mesh(parallel.Mesh(data=1)), 4)
+    sampler = make_sampler(model, weights, make_mesh(Mesh(data=1)), 4)
     given = {"index": np.arange(2), "label": np.zeros(2, np.int32)}
     wrong = np.full((2, LENGTH), TEXT + 1 + CLASSES, np.int32)
     with pytest.raises(UserError, match=r"prompt.* 17; it must be from 0 to 16"):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from genaug import flops, parallel
+from genaug.devices import Mesh, make_mesh
 from genaug.nets import flash, transformer
 from genaug.nets.attention import attention
-from genaug.parallel import Mesh, make_mesh
 
 ROWS, COUNT, DIM = 4, flash.LEAST, 64
 

@@ -1,0 +1,197 @@
+"""Devices: which there are, how a config shares the work among them, and what they cannot share."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType
+
+from genaug.types import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""The axes that the rows of a batch are split over."""
+
+Rule = tuple[str, int]
+"""A regular expression searched for in an array's path, and the axis of it that is split."""
+
+TRANSFORMER_RULES: tuple[Rule, ...] = (
+    (r"layers?(_\d+)?/(qkv|mlp_in)/(kernel|bias)$", -1),
+    (r"layers?(_\d+)?/(out|mlp_out)/kernel$", -2),
+)
+"""What a layer computes first is split by what comes out, what it computes next by what goes in: in
+between no device needs another's (Shoeybi et al. 2019, section 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How the devices share the work: their number is data x fsdp x tensor."""
+
+    data: int = -1  # groups of devices that hold a copy of the state each; -1 = all there are
+    fsdp: int = 1  # devices over which the arrays of a copy are split for keeping
+    tensor: int = 1  # devices over which matrices are split for work, by the rules
+    rules: tuple[Rule, ...] = TRANSFORMER_RULES  # paths of arrays, and the axis to split
+    min_split: int = 2**12  # elements; fsdp leaves smaller arrays whole
+    strategy: Literal["jit", "pmap"] = "jit"  # one program over global arrays, or one per device
+
+
+class DeviceMesh(NamedTuple):
+    """The devices that share the work, and how; the rest of the house hands it on."""
+
+    devices: jax.sharding.Mesh
+    config: Mesh
+
+    @property
+    def size(self) -> int:
+        """Over how many groups of devices the rows of a batch are split."""
+        return math.prod(self.devices.shape[axis] for axis in ROWS)
+
+    @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        return next(self.devices.devices.flat).platform
+
+
+def use_cpu_cores_as_devices() -> None:
+    """Make every CPU core a device; call before JAX is first used.
+
+    XLA runs one convolution on little more than one core, so two devices on two cores train a
+    convolutional model 1.4 times as fast (benchmarks/RESULTS.md). `GENAUG_CPU_DEVICES=1` turns it
+    off. On a machine with an accelerator it changes nothing that genaug uses.
+    """
+    wanted = os.environ.get("GENAUG_CPU_DEVICES") or str(len(os.sched_getaffinity(0)))
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise UserError(f"GENAUG_CPU_DEVICES is {wanted!r}; it must be a whole number from 1 up.")
+    jax.config.update("jax_num_cpu_devices", int(wanted))
+
+
+def make_mesh(config: Mesh) -> DeviceMesh:
+    """The mesh a config asks for, of the devices of all processes; refused if there are fewer."""
+    found, processes = jax.devices(), jax.process_count()
+    machine = f"all {processes} processes" if processes > 1 else "this machine"
+    shape = _shape(config, len(found), machine)
+    if processes > 1 and math.prod(shape) < len(found):
+        raise UserError(
+            f"mesh.data is {config.data}, which leaves some of the {len(found)} devices of "
+            f"{processes} processes idle: use --mesh.data -1, or start fewer processes."
+        )
+    return _arranged(found, shape, config, machine)
+
+
+def mesh_elsewhere(config: Mesh, name: str, libtpu: tuple[str, dict[str, Any]]) -> DeviceMesh:
+    """The mesh a config asks for, of TPUs that are not here: to compile for, not to run on.
+
+    name: what the machine is called in a message. The slices of a machine of several lie along
+    "data": what is summed over them is gradients alone.
+
+    Raises:
+        UserError: of a config that does not fit, or a machine that libtpu does not know.
+    """
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(libtpu[0], "tpu", **libtpu[1]).devices
+    except Exception as error:  # libtpu raises whatever the part that refuses raises
+        line = str(error).split("\n")[0][:200]
+        raise UserError(f"--topology {name}: libtpu makes no such machine ({line}).") from error
+    return _arranged(found, _shape(config, len(found), name), config, name)
+
+
+def _arranged(
+    found: list[jax.Device], shape: tuple[int, int, int], config: Mesh, name: str
+) -> DeviceMesh:
+    """Devices in the order that suits their network: neighbours along the inner axes.
+
+    pmap has an order of its own. Slices of TPUs, joined by a slower network, lie along "data".
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in found})
+    _check_slices(shape, len(found), slices, name)
+    if math.prod(shape) < len(found) or config.strategy == "pmap":
+        return _device_mesh(np.array(found[: math.prod(shape)]).reshape(shape), config)
+    if slices > 1:
+        within = (shape[0] // slices, *shape[1:])
+        devices = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices=found, allow_split_physical_axes=True
+        )
+    else:
+        devices = mesh_utils.create_device_mesh(
+            shape, devices=found, allow_split_physical_axes=True
+        )
+    return _device_mesh(devices, config)
+
+
+def _device_mesh(devices: np.ndarray, config: Mesh) -> DeviceMesh:
+    return DeviceMesh(jax.sharding.Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3), config)
+
+
+def _shape(config: Mesh, available: int, machine: str) -> tuple[int, int, int]:
+    for name, count in (("fsdp", config.fsdp), ("tensor", config.tensor)):
+        if count < 1:
+            raise UserError(f"mesh.{name} is {count}; it must be at least 1.")
+    group = config.fsdp * config.tensor
+    if config.strategy == "pmap" and group > 1:
+        raise UserError(
+            f"mesh.strategy pmap copies the state to every device, but mesh.fsdp is {config.fsdp} "
+            f"and mesh.tensor {config.tensor}: use --mesh.strategy jit, or 1 for both."
+        )
+    most = available // group
+    if not most:
+        raise UserError(
+            f"mesh.fsdp {config.fsdp} x mesh.tensor {config.tensor} is {group}, but {machine} "
+            f"has {available} device(s): their product must be from 1 to {available}."
+        )
+    data = most if config.data == -1 else config.data
+    if not 1 <= data <= most:
+        each = f" and fsdp x tensor is {group}" if group > 1 else ""
+        raise UserError(
+            f"mesh.data is {config.data}, but {machine} has {available} device(s){each}: "
+            f"use --mesh.data -1 for all of them, or a number from 1 to {most}."
+        )
+    if config.data == -1 and available % group:
+        raise UserError(
+            f"mesh.fsdp x mesh.tensor is {group}, which does not divide the {available} devices of "
+            f"{machine}: use a divisor, or --mesh.data {data} to leave {available % group} idle."
+        )
+    return data, config.fsdp, config.tensor
+
+
+def _check_slices(shape: tuple[int, int, int], available: int, slices: int, machine: str) -> None:
+    if slices > 1 and math.prod(shape) < available:
+        raise UserError(f"{machine}: use all devices of its {slices} slices (--mesh.data -1).")
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh.data is {shape[0]} on {machine}, whose {slices} slices lie along it: make it a "
+            "multiple, with a smaller --mesh.fsdp or --mesh.tensor."
+        )
+
+
+def check_batch_size(batch_size: int, mesh: DeviceMesh, accumulate: int = 1) -> None:
+    """Refuse a batch that the devices cannot share equally, each of its parts."""
+    _check_rows(batch_size, mesh.size, accumulate)
+
+
+def check_elsewhere(
+    config: Mesh, available: int, slices: int, machine: str, batch_size: int, accumulate: int
+) -> None:
+    """Refuse a mesh or batch that the devices of a machine that is not here cannot share."""
+    shape = _shape(config, available, machine)
+    _check_slices(shape, available, slices, machine)
+    _check_rows(batch_size, shape[0] * shape[1], accumulate)
+
+
+def _check_rows(batch_size: int, size: int, accumulate: int) -> None:
+    groups = size * accumulate
+    if batch_size < 1 or batch_size % groups:
+        below = max(batch_size // groups, 1) * groups
+        parts = f" times train.accumulate {accumulate}" if accumulate > 1 else ""
+        raise UserError(
+            f"train.batch-size {batch_size} is not divisible by the {size} devices of the "
+            f"mesh (data x fsdp){parts}: use {below} or {below + groups}, or --mesh.data with a "
+            "divisor of it."
+        )

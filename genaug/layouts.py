@@ -1,0 +1,160 @@
+"""Where arrays lie on the devices: the rows of a batch, and the arrays of a state.
+
+Along "data" and "fsdp" the rows of a batch are split. States are copied along "data"; along "fsdp"
+every large array of a state is split (fully sharded data parallelism: Rajbhandari et al. 2020, ZeRO
+stage 3): parameters are gathered to be used, and each device updates and keeps its share. Along
+"tensor" the matrices of a transformer's layers are split, and so is the work on them (Shoeybi et
+al. 2019, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Int64
+
+from genaug.devices import ROWS, DeviceMesh, Mesh
+from genaug.types import State, UserError, Weights
+
+
+def whole(mesh: DeviceMesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh.devices, PartitionSpec())
+
+
+def split(mesh: DeviceMesh, axis: int = 0) -> NamedSharding:
+    """Rows, along this axis, split over the devices."""
+    return NamedSharding(mesh.devices, PartitionSpec(*[None] * axis, ROWS))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_statistic(path: Any) -> bool:
+    """Whether an array of a state is none of parameters, averages and the optimiser's."""
+    return not re.search(r"(^|/)(params|ema|opt_state)/", _name(path))
+
+
+def in_use(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
+    """Where an array is while it is computed with: whole, or split over "tensor" by the rules."""
+    spec: list[str | None] = [None] * len(leaf.shape)
+    parts, name = mesh.config.tensor, _name(path)
+    for pattern, axis in mesh.config.rules if parts > 1 else ():
+        if re.search(pattern, name):
+            if not -len(spec) <= axis < len(spec) or leaf.shape[axis] % parts:
+                raise UserError(
+                    f"mesh.tensor {parts} does not divide axis {axis} of {name}, which has the "
+                    f"shape {tuple(leaf.shape)}: use a divisor, or other --mesh.rules."
+                )
+            spec[axis] = "tensor"
+    return NamedSharding(mesh.devices, PartitionSpec(*spec))
+
+
+def kept(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
+    """Where an array of a state is kept: as in use, and split along its largest axis left.
+
+    "fsdp" must divide that axis. An array that is small, or has none, is kept as it is used, and so
+    is what is no parameter, average or optimiser's: a network's statistics.
+    """
+    parts, sharding = mesh.config.fsdp, in_use(mesh, path, leaf)
+    if is_statistic(path):
+        return sharding
+    spec = [*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec))]
+    axes = [i for i, n in enumerate(leaf.shape) if n % parts == 0 and spec[i] is None]
+    if parts == 1 or not axes or math.prod(leaf.shape) < mesh.config.min_split:
+        return sharding
+    spec[max(axes, key=lambda i: leaf.shape[i])] = "fsdp"
+    return NamedSharding(mesh.devices, PartitionSpec(*spec))
+
+
+def places(place: Callable[..., NamedSharding], tree: Any, mesh: DeviceMesh) -> Any:
+    """Of every array of a tree, by its path: `in_use` or `kept`."""
+    return jax.tree_util.tree_map_with_path(partial(place, mesh), tree)
+
+
+def place(state: State, mesh: DeviceMesh) -> State:
+    """A state that lies elsewhere, on the devices as training keeps it."""
+    return jax.device_put(state, places(kept, state, mesh))
+
+
+def local_rows(batch_size: int, mesh: DeviceMesh) -> Int64[np.ndarray, " n"]:
+    """Positions in a batch of the rows that this process's devices compute with, ascending."""
+    held = split(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in held.values()]))
+
+
+def split_rows(batch: Any, mesh: DeviceMesh, axis: int = 0) -> Any:
+    """A batch (or, with axis 1, a stack of batches) with its examples split over the devices.
+
+    Each process gives its `local_rows`.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(batch, split(mesh, axis))
+    if mesh.config.strategy == "pmap":
+        return batch  # pmap takes what is this process's own
+    sharding = split(mesh, axis)
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays from wherever they lie, whole, as NumPy's, on every process; all must ask."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def abstract(init: Callable[[jax.Array], State], mesh: DeviceMesh) -> State:
+    """The state's shapes, dtypes and places, without computing it: a template to restore into.
+
+    Raises:
+        UserError: with mesh.tensor above 1, a rule that no array of the state answers to.
+    """
+    shapes = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+    _check_rules(shapes, mesh.config)
+    return _placed(shapes, mesh)
+
+
+def abstract_weights(
+    weights: Callable[[State], Weights], template: State, mesh: DeviceMesh
+) -> Weights:
+    """The shapes, dtypes and places of what sampling needs of a state that lies as `template`."""
+    return _placed(jax.eval_shape(weights, template), mesh)
+
+
+def _placed(shapes: Any, mesh: DeviceMesh) -> Any:
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
+        shapes,
+        places(kept, shapes, mesh),
+    )
+
+
+def share_bytes(tree: Any) -> int:
+    """Bytes that one device keeps of arrays that lie as their shardings say."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _check_rules(state: State, config: Mesh) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    names = [_name(path) for path, _ in leaves]
+    for pattern, _ in config.rules if config.tensor > 1 else ():
+        if not any(re.search(pattern, name) for name in names):
+            some = ", ".join(
+                name for name in names if "params/" in name and name.endswith("kernel")
+            )
+            raise UserError(
+                f"mesh.tensor is {config.tensor}, but the rule {pattern!r} matches no array of "
+                f"this model: use --mesh.tensor 1, or --mesh.rules over its paths ({some[:200]})."
+            )
