@@ -5,7 +5,7 @@ that file is there, so the same command goes on where a stopped run ended, to th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from genaug import export, layouts, report
+from genaug import export, layouts, parallel, report
 from genaug.arms import Arms
 from genaug.augmentation import Drawn, draw, wanted
-from genaug.data import batches, pipeline, write_examples
+from genaug.data import Dataset, batches, pipeline, write_examples
 from genaug.evaluation import classifier
 from genaug.evaluation import study as studies
 from genaug.evaluation.audit import Labels, audit, to_json
@@ -55,11 +55,22 @@ def announce(run: Prepared, console: Console) -> None:
     )
 
 
+def kept_on_devices(run: Prepared) -> Callable[[dict[str, np.ndarray]], Any] | None:
+    """Examples that fit are copied to accelerators once; the memory of a CPU is the host's own."""
+    mesh, dataset = run.mesh, run.dataset
+    if mesh.platform == "cpu" or mesh.config.strategy == "pmap":
+        return None
+    if not isinstance(dataset, Dataset) or not dataset.in_memory:
+        return None
+    return parallel.compile_lookup(dataset.arrays(np.arange(len(dataset))), mesh)
+
+
 def train(run: Prepared, console: Console, title: str = "train") -> Weights:
     """Train the generator (or find it trained) and return what sampling needs."""
     experiment, key = run.experiment, keys(run.experiment.seed)
     config = experiment.train
     family = type(experiment.model).__name__
+    feed = kept_on_devices(run)
     stream = pipeline(
         run.dataset,
         run.splits.train,
@@ -67,6 +78,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
         seed=experiment.seed,
         balance=config.class_balance,
         rows=layouts.local_rows(config.batch_size, run.mesh),
+        positions=feed is not None,
     )
     latest: dict[str, float] = {}
     log: list[MetricLog] = []
@@ -88,6 +100,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
             config,
             key=key["train"],
             mesh=run.mesh,
+            feed=feed,
             checkpoints=run.checkpoints,
             start=run.start,
             hooks=hooks(run, key, record),

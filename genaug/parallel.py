@@ -8,7 +8,7 @@ more than one device.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -88,6 +88,22 @@ def _loop(
         return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
 
     return run
+
+
+def compile_lookup(
+    examples: Mapping[str, np.ndarray], mesh: DeviceMesh
+) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
+    """A copy of all examples on every device: `{"position": [k, b]} -> stack of k batches`.
+
+    What crosses to the devices is then where a batch's examples are, not the examples.
+    """
+    kept = {name: layouts.copied(array, mesh) for name, array in examples.items()}
+
+    @partial(jax.jit, out_shardings=layouts.split(mesh, axis=1))
+    def look(kept: dict[str, jax.Array], position: jax.Array) -> dict[str, jax.Array]:
+        return {name: array[position] for name, array in kept.items()}
+
+    return lambda stack: look(kept, layouts.split_rows(stack["position"], mesh, axis=1))
 
 
 def kernels(mesh: DeviceMesh) -> flash.Kernels:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ def fit(
     *,
     key: jax.Array,
     mesh: DeviceMesh,
+    feed: Callable[[dict[str, np.ndarray]], Any] | None = None,
     checkpoints: Path | None = None,
     start: Callable[[State], State] = lambda fresh: fresh,
     hooks: Sequence[Hook] = (),
@@ -86,6 +88,8 @@ def fit(
 
     batches: `(start, stop)` to the host batches of those updates: what update i sees is a function
              of i alone, so a resumed run sees what an unbroken one would.
+    feed:    a stack of these onto the devices, if their rows are not the examples themselves
+             (`parallel.compile_lookup`).
     start:   what becomes of the initial state where there is no checkpoint yet: fine-tuning.
     log:     called with the metrics of every call, one call late: the loop never waits for them.
     resumed: called once with the first update to be made.
@@ -105,11 +109,12 @@ def fit(
     if checkpoints:
         hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, first))]
     run = parallel.compile_steps(model.step, mesh, template, config.accumulate)
+    feed = feed or partial(layouts.split_rows, mesh=mesh, axis=1)
     pending: tuple[int, Any] | None = None
     stacks = _stacks(batches(first, config.num_steps), config.steps_per_call)
     calls = range(first, config.num_steps, config.steps_per_call)
     for begin, stack in zip(calls, stacks, strict=True):
-        state, metrics = run(state, layouts.split_rows(stack, mesh, axis=1), step_key, begin)
+        state, metrics = run(state, feed(stack), step_key, begin)
         if pending:
             _report(*pending, log)
         step = begin + config.steps_per_call

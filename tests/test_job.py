@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from tiny_run import files, subprocess_environment, tiny
 
-from genaug import arms, checkpoint, export, job, report, runs
+from genaug import arms, checkpoint, export, job, parallel, report, runs
 from genaug.data import splits as splitting
+from genaug.devices import DeviceMesh
 from genaug.evaluation import study as studies
 
 pytest_plugins = ["tiny_run"]
@@ -327,6 +328,26 @@ def _kill_when(path, process, limit_seconds=120.0):
         process.kill()
         process.wait(timeout=30)
     assert process.returncode == -signal.SIGKILL
+
+
+def test_examples_kept_on_devices_train_alike(
+    finished, experiment_file, run_cli, tmp_path, monkeypatch
+):
+    """As on an accelerator: positions are sent, and examples looked up where they are."""
+    looked = []
+    real = parallel.compile_lookup
+
+    def spied(examples, mesh):
+        feed = real(examples, mesh)
+        return lambda stack: looked.append(stack.keys()) or feed(stack)
+
+    monkeypatch.setattr(parallel, "compile_lookup", spied)
+    monkeypatch.setattr(DeviceMesh, "platform", "gpu")
+    assert run_cli("train", experiment_file, "--run-dir", tmp_path / "run", "--quiet") == 0
+    assert looked == [{"position"}] * 4
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (
+        finished / "metrics.jsonl"
+    ).read_bytes()
 
 
 def test_a_run_killed_twice_gives_the_results_of_an_unbroken_one(

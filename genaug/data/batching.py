@@ -36,13 +36,15 @@ def pipeline(
     seed: int,
     balance: float = 0.0,
     rows: Integer[np.ndarray, " b"] | None = None,
+    positions: bool = False,
 ) -> grain.MapDataset:
     """An endless dataset whose element `ds[step]` is the batch of that step, or these rows of it.
 
     A batch is what `dataset.arrays` gives: `{"image": uint8 [b, h, w, c], "label": int32 [b]}`, or
     `{"tokens": int32 [b, length], "segments": ..., "num_bytes": int32 [b]}`. `rows` are the
     positions in the batch that a process wants, of several that share the work
-    (`layouts.local_rows`). With `balance` in [0, 1] class c is drawn in proportion to
+    (`layouts.local_rows`). With `positions` a batch says where its examples are and no more:
+    `{"position": int32 [b]}`. With `balance` in [0, 1] class c is drawn in proportion to
     `count_c ** (1 - balance)`: 0 as it is, 1 each class equally often.
     Raises UserError for a batch that the examples cannot fill.
     """
@@ -64,7 +66,11 @@ def pipeline(
         number, offset = np.divmod(step * batch_size + mine, length)
         return np.concatenate([epoch(int(n))[offset[number == n]] for n in np.unique(number)])
 
-    return grain.MapDataset.source(range(_ENDLESS)).map(examples).map(dataset.arrays)
+    def where(found: np.ndarray) -> dict[str, np.ndarray]:
+        return {"position": found.astype(np.int32)}
+
+    read = where if positions else dataset.arrays
+    return grain.MapDataset.source(range(_ENDLESS)).map(examples).map(read)
 
 
 def batches(

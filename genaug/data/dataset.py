@@ -78,6 +78,11 @@ class Dataset:
             image[row] = self.source[index]["image"]
         return {"image": image, "label": self.labels[indices]}
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether all examples are kept in memory, so that `arrays` of all costs no more."""
+        return self._decoded is not None
+
     @functools.cached_property
     def _decoded(self) -> np.ndarray | None:
         shape = (len(self), *self.spec["image"].shape)
