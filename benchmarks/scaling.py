@@ -4,8 +4,9 @@
 
 Data parallel, on 8 devices: the bytes that collectives give, over the bytes of the parameters; 1.00
 and one kind means that the gradients are summed once and nothing else is sent. Fully sharded: the
-bytes of the state that a device keeps, times the number of devices, over the whole state's. Both
-are properties of the program, not times. Last, the time of updates that are called one by one over
+bytes of the state that a device keeps, times the number of devices, over the whole state's. Tensor
+parallel: what a layer of a transformer adds to what devices that share it send each other. All are
+properties of the program, not times. Last, the time of updates that are called one by one over
 that of updates in a scan, in interleaved rounds. `--write` puts the tables into SCALING.md.
 """
 
@@ -107,6 +108,28 @@ def fully_sharded(name: str) -> str:
     return f"| {name} | {bytes_of(template) / 1e6:.1f} | {' | '.join(cells)} |"
 
 
+def sent_in_a_group(layers: int) -> dict[str, tuple[float, float]]:
+    """How often, and bytes, of every kind of collective over the two devices that share a layer."""
+    preset, spec = experiment("pydoc_lm"), spec_of("pydoc_lm")
+    assert isinstance(preset.model, TransformerLM)
+    model = dataclasses.replace(preset.model, num_layers=layers).make(spec)
+    mesh = parallel.make_mesh(Mesh(data=4, tensor=2))
+    template = parallel.abstract(model.init, mesh)
+    run = parallel.compile_steps(model.step, mesh, template)
+    stack = parallel.split_rows(stack_of(spec, 1, preset.train.batch_size), mesh, axis=1)
+    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
+    found = [one for one in hlo.measure(text).collectives if one.group == 2]
+    return {one.kind: (one.times, one.bytes) for one in found}
+
+
+def tensor_parallel() -> Iterator[str]:
+    """Rows: what a layer sends, from nets of one and of two layers."""
+    one, two = sent_in_a_group(1), sent_in_a_group(2)
+    for kind, (times, size) in sorted(two.items()):
+        before, less = one.get(kind, (0.0, 0.0))
+        yield f"| {kind} | {times - before:.0f} | {(size - less) / 1e6:.2f} |"
+
+
 def updates(model: GenerativeModel, spec: Spec, rows: int, per_call: int) -> Callable[[], object]:
     """Ten updates, `per_call` in a program; the state goes on from call to call."""
     mesh = make_mesh(Mesh(data=1))
@@ -185,6 +208,9 @@ def main() -> None:
         say(data_parallel(name))
     say(
         "",
+        "Above 1: kernels of strided convolutions padded to whole blocks (VAE, DDPM), batch norm's "
+        "statistics (DCGAN), a tied embedding's two gradients (LM), and a few scalars.",
+        "",
         "## Fully sharded: devices x a device's share / the whole state",
         "",
         f"| experiment | state, MB | {' | '.join(map(str, COUNTS))} devices |",
@@ -193,6 +219,18 @@ def main() -> None:
     for name in (*families, "cifar10_dcgan", "cifar10_ddpm", "gpt2"):
         say(fully_sharded(name))
     say(
+        "",
+        "An array of which the devices divide no axis is kept whole: so are most of a small net's.",
+        "",
+        "## Tensor parallel on 4 x 2 devices: what a layer of pydoc_lm sends, an update",
+        "",
+        "| kind | times | MB a device |",
+        "|---|---|---|",
+        *tensor_parallel(),
+        "",
+        "Two all-reduces forward and two back are the method's own (Shoeybi et al. 2019). The rest "
+        "moves parts of the fused qkv and mlp_in kernels' outputs: a half of such an output is not "
+        "half of the heads, nor of gate and up.",
         "",
         f"## {SCANNED} updates called one by one / in one scan, on one device",
         "",

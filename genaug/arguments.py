@@ -120,8 +120,8 @@ def _plan_options(sub: argparse.ArgumentParser) -> None:
         action="append",
         help="v5e-8, v5p-128, 2xv5e-256, v5e:16x16, local; more than once (default: local)",
     )
-    sub.add_argument("--search", type=int, nargs="?", const=8, metavar="N",
-                     help="compile at most N (default 8) meshes, batches, remats and parts; rank "
+    sub.add_argument("--search", type=int, nargs="?", const=6, metavar="N",
+                     help="compile at most N (default 6) meshes, batches, remats and parts; rank "
                      "what fits")  # fmt: skip
     sub.add_argument("--limit", type=int, default=1800, metavar="SECONDS",
                      help="stop a compiler that takes longer (default 1800)")  # fmt: skip

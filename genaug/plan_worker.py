@@ -63,6 +63,10 @@ def _plan(task: dict[str, Any], fields: list[str], local: bool) -> dict[str, Any
     else:
         found = topologies.find(task["topology"])
         mesh = mesh_elsewhere(experiment.mesh, found.name, found.libtpu)
+    if experiment.mesh.strategy == "pmap":
+        raise UserError(
+            "genaug plan compiles one program over all devices: leave out --mesh.strategy pmap."
+        )
     spec = spec_from_json(task["spec"])
     train = experiment.train
     check_batch_size(train.batch_size, mesh, train.accumulate)

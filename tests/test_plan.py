@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -397,6 +398,32 @@ def test_without_the_compiler_the_extra_is_named(file, monkeypatch, capsys):
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
     assert cli.main(["plan", file, "--topology", "v5e-8"]) == 2
     assert 'pip install "genaug[tpu]"' in capsys.readouterr().err
+
+
+LOCK = Path(__file__).with_name("plan.lock")
+
+
+@pytest.mark.parametrize("topology", ["local", "v5e-8"])
+def test_the_committed_lock_holds(topology, file, tmp_path, monkeypatch, capsys):
+    """The MNIST VAE on 8 devices; made by `genaug plan` with GENAUG_CPU_DEVICES=8 and --lock.
+
+    Checked against a copy that allows half of the operations: that alone is told.
+    """
+    if topology != "local" and importlib.util.find_spec("libtpu") is None:
+        pytest.skip('needs the TPU compiler: pip install "genaug[tpu]"')
+    monkeypatch.setenv("GENAUG_CPU_DEVICES", "8")
+    held = json.loads(LOCK.read_text())
+    figures = held["plans"][f"mnist_vae on {topology}"]
+    figures["step.flops"] /= 2
+    changed = tmp_path / "plan.lock"
+    changed.write_text(json.dumps(held))
+    preset = str(Path(__file__).parents[1] / "experiments" / "mnist_vae.py")
+    arguments = ["plan", preset, "--topology", topology, "--no-sampler", "--check", str(changed)]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "step.flops" in error
+    assert not any(name in error for name in figures if name != "step.flops"), error
+    assert "no longer" not in error
 
 
 def test_a_plan_for_a_tpu_is_made_locked_and_checked(file, tmp_path, capsys):
