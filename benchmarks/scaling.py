@@ -113,10 +113,10 @@ def sent_in_a_group(layers: int) -> dict[str, tuple[float, float]]:
     preset, spec = experiment("pydoc_lm"), spec_of("pydoc_lm")
     assert isinstance(preset.model, TransformerLM)
     model = dataclasses.replace(preset.model, num_layers=layers).make(spec)
-    mesh = parallel.make_mesh(Mesh(data=4, tensor=2))
-    template = parallel.abstract(model.init, mesh)
+    mesh = make_mesh(Mesh(data=4, tensor=2))
+    template = layouts.abstract(model.init, mesh)
     run = parallel.compile_steps(model.step, mesh, template)
-    stack = parallel.split_rows(stack_of(spec, 1, preset.train.batch_size), mesh, axis=1)
+    stack = layouts.split_rows(stack_of(spec, 1, preset.train.batch_size), mesh, axis=1)
     text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
     found = [one for one in hlo.measure(text).collectives if one.group == 2]
     return {one.kind: (one.times, one.bytes) for one in found}
@@ -208,8 +208,8 @@ def main() -> None:
         say(data_parallel(name))
     say(
         "",
-        "Above 1: kernels of strided convolutions padded to whole blocks (VAE, DDPM), batch norm's "
-        "statistics (DCGAN), a tied embedding's two gradients (LM), and a few scalars.",
+        "Above 1: kernels of strided and transposed convolutions in the form they are computed in, "
+        "batch norm's statistics (DCGAN), a tied embedding's two gradients (LM), a few scalars.",
         "",
         "## Fully sharded: devices x a device's share / the whole state",
         "",
