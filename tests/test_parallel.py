@@ -243,13 +243,13 @@ def _imports_sharding(tree):
                 yield called
 
 
-def test_nothing_but_parallel_names_shardings():
+def test_three_files_name_shardings_and_no_other():
     found = {
         (str(path.relative_to(PACKAGE)), name)
         for path in PACKAGE.rglob("*.py")
         for name in _imports_sharding(ast.parse(path.read_text()))
     }
-    assert {path for path, _ in found} == {"parallel.py"}
+    assert {path for path, _ in found} == {"devices.py", "layouts.py", "parallel.py"}
 
 
 def test_the_check_of_imports_sees_what_it_looks_for():
