@@ -1,18 +1,17 @@
 """The plan of every experiment's full preset on machines of 8 to 512 chips, as a table.
 
-    python -m benchmarks.plans [--write] [--experiment NAME ...] [--topology NAME ...] [--seconds N]
+    python -m benchmarks.plans [--write] [--experiment NAME] [--topology NAME] [--seconds N] [--again]
 
 Each row is one `genaug plan` of the train step, compiled by libtpu; nothing is run. A batch that
 the chips cannot share is planned at the next multiple of them, and the row says so: the preset's
 own would be refused. Rows are kept as JSON in the cache (`--cache`, by default in genaug's data
-folder) by a digest of the package, so that a stopped run goes on; `--seconds` starts none later;
-`--write` puts all rows that there are into PLANS.md.
+folder), so that a stopped run goes on; `--again` makes them anew, after a change of a program.
+`--seconds` starts none later; `--write` puts all rows that there are into PLANS.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import platform
 import time
@@ -20,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import genaug
 from benchmarks.scaling import EXPERIMENTS, RESULTS, experiment, spec_of
 from genaug import config, plan, topologies
 from genaug.export import spec_to_json
@@ -37,15 +35,6 @@ TOPOLOGIES = (
     *("v5e-256", "v5e-64", "v5e-8", "2xv5e-256", "v4-16", "v4-128", "v4-512", "v5p-16"),
     *("v5p-128", "v5p-512", "v6e-8", "v6e-64", "v6e-256"),
 )
-
-
-def key_of(name: str, topology: str) -> str:
-    """What a row depends on: the package's source, the experiment, the machine, the compiler."""
-    sha = hashlib.sha256(f"{topology} {metadata.version('jax')} {_libtpu()}".encode())
-    package = Path(genaug.__file__).parent
-    for path in (*sorted(package.rglob("*.py")), EXPERIMENTS / f"{name}.py"):
-        sha.update(path.read_bytes())
-    return sha.hexdigest()[:16]
 
 
 def _libtpu() -> str:
@@ -114,14 +103,15 @@ def main() -> None:
     arguments.add_argument("--experiment", action="append", help="by default all")
     arguments.add_argument("--topology", action="append", help="by default all")
     arguments.add_argument("--seconds", type=float, default=float("inf"), help="start none after")
+    arguments.add_argument("--again", action="store_true", help="make rows that are there too")
     home = Path(os.environ.get("GENAUG_DATA_DIR", "~/.cache/genaug")).expanduser()
     arguments.add_argument("--cache", type=Path, default=home / "plans")
     options = arguments.parse_args()
     began, lines = time.monotonic(), []
     for name in options.experiment or NAMES:
         for topology in options.topology or TOPOLOGIES:
-            path = options.cache / f"{name}-{topology}-{key_of(name, topology)}.json"
-            if not path.is_file() and time.monotonic() - began < options.seconds:
+            path = options.cache / f"{name}-{topology}-{_libtpu()}.json"
+            if (options.again or not path.is_file()) and time.monotonic() - began < options.seconds:
                 try:
                     row = row_of(name, topology)
                 except UserError as error:

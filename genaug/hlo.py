@@ -12,31 +12,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-_SIZES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-    "c64": 8,
-    "c128": 16,
-    "s4": 0.5,
-    "u4": 0.5,
-}
-_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
-_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
+from genaug.hlo_text import Computation, Instruction, parse
+
 COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
@@ -45,49 +24,6 @@ _FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "domain"),
     *("partition-id", "replica-id", "opt-barrier", "add-dependency"),
 }
-
-
-class Array(NamedTuple):
-    """An array's bytes, those with the padding of its layout, and whether main memory holds it."""
-
-    bytes: float
-    padded: float
-    in_hbm: bool
-
-    @property
-    def moved(self) -> float:
-        """What reading or writing it costs."""
-        return self.padded if self.in_hbm else 0.0
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One line of HLO."""
-
-    name: str
-    arrays: tuple[Array, ...]  # its result; of a tuple all parts
-    opcode: str
-    operands: tuple[str, ...]
-    text: str  # what stands between the operands' parentheses
-    rest: str  # the attributes
-
-    def called(self, kind: str) -> str | None:
-        """The computation that an attribute names."""
-        found = re.search(rf"\b(?:{kind})=%?([\w.\-]+)", self.rest)
-        return found[1] if found else None
-
-
-@dataclass(frozen=True)
-class Computation:
-    """The instructions of a computation, in order, by name; the last is its result."""
-
-    name: str
-    instructions: dict[str, Instruction] = field(default_factory=dict)
-
-    @property
-    def root(self) -> Instruction:
-        """The result."""
-        return next(reversed(self.instructions.values()))
 
 
 class Collective(NamedTuple):
@@ -105,6 +41,18 @@ class Collective(NamedTuple):
     bytes: float
 
 
+class _Piece(NamedTuple):
+    """A collective, or a part of an asynchronous one, that runs `times` times."""
+
+    kind: str
+    group: int
+    spans: int
+    times: float
+    bytes: float
+    whole: bool  # told by an instruction of its own, not within a fusion
+    starts: bool  # the part of an asynchronous one that begins it
+
+
 class Moved(NamedTuple):
     """What one run of a program moves, on one device."""
 
@@ -118,74 +66,17 @@ def measure(text: str, trips: int = 1) -> Moved:
     program, entry = parse(text)
     counter = _Counter(program, trips)
     traffic = counter.traffic(entry)
-    counter.collect(entry, 1.0, entry)
+    counter.collect(entry, 1.0, entry, whole=True)
     groups: dict[tuple[str, int, int], list[float]] = {}
-    for (_, _), (kind, group, spans, times, size) in counter.found.items():
-        entry_ = groups.setdefault((kind, group, spans), [0.0, 0.0])
-        entry_[0] += times
-        entry_[1] += times * size
+    for pieces in counter.found.values():
+        # One told in pieces is where it starts; of one that is told whole, every telling is one.
+        told = [one for one in pieces if one.whole] or [one for one in pieces if one.starts]
+        for one in told or pieces[:1]:
+            entry_ = groups.setdefault((one.kind, one.group, one.spans), [0.0, 0.0])
+            entry_[0] += one.times
+            entry_[1] += one.times * one.bytes
     collectives = tuple(Collective(*key, *value) for key, value in sorted(groups.items()))
     return Moved(traffic, collectives, len(counter.unknown))
-
-
-def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """The computations of an HLO module by name, and the name of the entry."""
-    program: dict[str, Computation] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if header := _HEADER.match(line):
-            current = program.setdefault(header[1], Computation(header[1]))
-            entry = header[1] if line.startswith("ENTRY") else entry
-        elif line.rstrip() == "}":  # attributes of kernels go on over lines
-            current = None
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            instruction = _instruction(found[1], line[found.end() :])
-            current.instructions[found[1]] = instruction
-    return program, entry
-
-
-def _instruction(name: str, line: str) -> Instruction:
-    stop = _closing(line, 0) + 1 if line.startswith("(") else line.index(" ")
-    kind, rest = line[:stop], line[stop:].lstrip()
-    start = rest.index("(")
-    end = _closing(rest, start)
-    inside = rest[start + 1 : end]
-    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return Instruction(name, _arrays(kind), rest[:start], operands, inside, rest[end + 1 :])
-
-
-def _closing(text: str, start: int) -> int:
-    depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] == "(") - (text[i] == ")")
-        if not depth:
-            return i
-    return len(text)
-
-
-def _arrays(kind: str) -> tuple[Array, ...]:
-    made = []
-    for dtype, dims, layout in _ARRAY.findall(kind):
-        sides = [int(side.lstrip("<=")) for side in dims.split(",") if side]
-        size = _SIZES.get(dtype, 1 if dtype.startswith("f8") else 0)
-        space = re.search(r"S\((\d+)\)", layout)
-        whole, padded = (
-            float(size * math.prod(found)) for found in (sides, _padded(sides, layout))
-        )
-        made.append(Array(whole, padded, not space or space[1] == "0"))
-    return tuple(made)
-
-
-def _padded(sides: list[int], layout: str) -> list[int]:
-    """The sides of an array as it is kept: the minor ones are multiples of its layout's tile."""
-    found = re.match(r"([\d,]*):T\(([\d,]+)\)", layout)
-    if not found or not found[1]:
-        return sides
-    minor, tile = ([int(n) for n in part.split(",")] for part in found.groups())
-    sides = list(sides)
-    for axis, step in zip(minor, reversed(tile), strict=False):
-        sides[axis] = -(-sides[axis] // step) * step
-    return sides
 
 
 class _Counter:
@@ -194,7 +85,7 @@ class _Counter:
     def __init__(self, program: dict[str, Computation], trips: int):
         self.program, self.trips = program, trips
         self.unknown: set[str] = set()
-        self.found: dict[tuple[str, str], tuple[str, int, int, float, float]] = {}
+        self.found: dict[tuple[str, str], list[_Piece]] = {}
         self._traffic: dict[str, float] = {}
 
     def traffic(self, name: str) -> float:
@@ -266,30 +157,35 @@ class _Counter:
         limit, index = found
         return float(max(limit - _initial(computation, loop, index), 0))
 
-    def collect(self, name: str, times: float, home: str) -> None:
+    def collect(self, name: str, times: float, home: str, whole: bool) -> None:
         """Note every collective of a computation that runs `times` times.
 
-        An asynchronous one is told in several pieces with one channel: they are one.
+        An asynchronous one is told in several fusions with one channel.
         """
         computation = self.program[name]
+        starts = any("AsyncCollectiveStart" in i.rest for i in computation.instructions.values())
         for i in computation.instructions.values():
             kind = i.opcode.removesuffix("-start")
             if i.opcode == "while":
                 body = i.called("body")
                 assert body
-                self.collect(body, times * self.rounds(computation, i), body)
+                self.collect(body, times * self.rounds(computation, i), body, whole=True)
             elif i.opcode == "conditional":
                 for branch in _branches(i):
-                    self.collect(branch, times, branch)
+                    self.collect(branch, times, branch, whole=True)
             elif kind in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", i.rest)
                 scattered = "all-reduce-scatter" in name
                 key = (home, channel[1] if channel else i.name)
-                self.found.setdefault(key, (*_sent(computation, i, kind, scattered, times),))
+                kind, members, spans, size = _sent(computation, i, kind, scattered)
+                piece = _Piece(kind, members, spans, times, size, whole, starts)
+                self.found.setdefault(key, []).append(piece)
+            elif i.opcode == "send" and (between := _between_slices(computation, i, times)):
+                self.found.setdefault((home, i.name), []).append(between)
             elif i.opcode in ("fusion", "call", "async-start") and (
                 called := i.called("calls|to_apply")
             ):
-                self.collect(called, times, home)
+                self.collect(called, times, home, whole and i.opcode != "fusion")
 
 
 def _branches(i: Instruction) -> list[str]:
@@ -299,8 +195,8 @@ def _branches(i: Instruction) -> list[str]:
 
 
 def _sent(
-    computation: Computation, i: Instruction, kind: str, scattered: bool, times: float
-) -> tuple[str, int, int, float, float]:
+    computation: Computation, i: Instruction, kind: str, scattered: bool
+) -> tuple[str, int, int, float]:
     read = [computation.instructions[n] for n in i.operands if n in computation.instructions]
     size = math.fsum(array.bytes for one in read for array in one.arrays)
     kind = "reduce-scatter" if scattered and kind == "all-reduce" else kind
@@ -310,7 +206,27 @@ def _sent(
         size *= n
     share = (n - 1) / n
     factor = {"all-reduce": 2 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
-    return kind, n, members[-1] - members[0] + 1, times, size * factor.get(kind, share)
+    return kind, n, members[-1] - members[0] + 1, size * factor.get(kind, share)
+
+
+def _between_slices(computation: Computation, i: Instruction, times: float) -> _Piece | None:
+    """What a device sends to other slices: through the hosts, by the runtime of several slices."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.rest)
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x\{([\d,:]+)\}"', i.rest)
+    operand = computation.instructions.get(i.operands[0])
+    if not kind or not target or operand is None:
+        return None
+    slices, devices = (sum(map(_length, part.split(","))) for part in target.groups())
+    size = math.fsum(array.bytes for array in operand.arrays)
+    share = (slices - 1) / slices * (2 if kind[1] == "ALL_REDUCE" else 1)
+    name = kind[1].lower().replace("_", "-")
+    return _Piece(name, slices, (slices - 1) * devices + 1, times, size * share, True, True)
+
+
+def _length(listed: str) -> int:
+    """Of `3` 1, of `0:15` 16."""
+    first, _, last = listed.partition(":")
+    return int(last or first) - int(first) + 1
 
 
 def group(attributes: str) -> list[int]:

@@ -320,6 +320,39 @@ def test_a_compiler_that_hangs_is_stopped_and_the_limit_named(file, monkeypatch,
     )
 
 
+ASYNC = """\
+%piece (x: f32[256]) -> f32[1024] {
+  %x = f32[256] parameter(0)
+  %g = f32[1024] all-gather(%x), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %c = f32[1024] custom-call(%g), custom_call_target="MARK"
+}
+
+%later (x: f32[256]) -> f32[1024] {
+  %x = f32[256] parameter(0)
+  ROOT %g = f32[1024] all-gather(%x), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+ENTRY %main (x: f32[256]) -> f32[256] {
+  %x = f32[256] parameter(0)
+  %a = f32[1024] fusion(%x), kind=kCustom, calls=%piece
+  %b = f32[1024] fusion(%x), kind=kCustom, calls=%later
+  %r = f32[256] all-reduce(%x), channel_id=3, replica_groups={{0,1,2,3}}, to_apply=%z
+  %s = f32[256] all-reduce(%r), channel_id=3, replica_groups={{0,1,2,3}}, to_apply=%z
+  %t = token[] after-all()
+  ROOT %m = (f32[256], u32[], token[]) send(%s, %t), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+"""  # noqa: E501
+
+
+def test_pieces_of_one_collective_are_one_and_copies_of_a_loop_s_body_are_several():
+    """And what goes to other slices is a collective that spans them."""
+    gather = Collective("all-gather", 4, 4, 1.0, 3 * 1024)
+    reduce = Collective("all-reduce", 4, 4, 2.0, 2 * 2 * 0.75 * 1024)
+    across = Collective("all-reduce", 2, 5, 1.0, 1024.0)
+    found = hlo.measure(ASYNC.replace("MARK", "AsyncCollectiveStart")).collectives
+    assert set(found) == {gather, reduce, across}
+
+
 KERNEL = """\
 ENTRY %main (q: bf16[2,1000,64]) -> bf16[2,1000,64] {
   %q = bf16[2,1000,64]{2,1,0:T(8,128)(2,1)} parameter(0)
