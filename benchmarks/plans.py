@@ -1,6 +1,6 @@
 """The plan of every experiment's full preset on machines of 8 to 512 chips, as a table.
 
-    python -m benchmarks.plans [--write] [--experiment NAME] [--topology NAME] [--seconds N] [--again]
+    python -m benchmarks.plans [--write] [--experiment NAME] [--topology NAME] [--seconds N]
 
 Each row is one `genaug plan` of the train step, compiled by libtpu; nothing is run. A batch that
 the chips cannot share is planned at the next multiple of them, and the row says so: the preset's
