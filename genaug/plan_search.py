@@ -138,7 +138,9 @@ def advice(plan: Plan, experiment: Experiment) -> list[str]:
     if plan.bound == "network":
         given.append("a larger --train.batch-size: what is sent does not grow with it")
     if plan.bound == "compute" and plan.step.flops * plan.devices > 1.1 * plan.model_flops:
-        if remat and used and plan.peak < 0.4 * plan.available:
+        times = plan.seconds(plan.step)  # what is kept is written and read
+        idle = times["memory"] < 0.5 * times["compute"]
+        if remat and used and idle and plan.peak < 0.4 * plan.available:
             without = ".no-".join(remat.rsplit(".", 1))
             given.append(f"{without}: there is room to keep what is computed twice")
     elif plan.bound == "memory" and plan.peak < 0.25 * plan.available:

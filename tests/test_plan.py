@@ -309,6 +309,19 @@ def test_layouts_are_told_as_fields_that_the_experiment_has():
     assert {(one.fsdp, one.tensor) for one in found} == {(1, 1), (8, 1), (4, 2)}
 
 
+@pytest.mark.parametrize("traffic, told", [(1e6, True), (0.9e12, False)])
+def test_to_keep_activations_is_advised_where_memory_is_idle(traffic, told):
+    from tiny_run import tiny
+
+    from genaug.models.transformer_lm import TransformerLM
+
+    experiment = dataclasses.replace(tiny(), model=TransformerLM(remat=True))
+    step = plan.Program(flops=2 * 197e12, peak=2.0**30, hbm_bytes=traffic)  # 2 s; 0.9e12 B: 1.1 s
+    one = made(step=step, model_flops=8 * 197e12)
+    assert one.bound == "compute"
+    assert any("--model.no-remat" in line for line in plan_search.advice(one, experiment)) == told
+
+
 def test_a_compiler_that_hangs_is_stopped_and_the_limit_named(file, monkeypatch, capsys, tmp_path):
     shell = tmp_path / "sh"
     shell.write_text("#!/bin/sh\nexec sleep 60\n")
