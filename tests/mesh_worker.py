@@ -37,7 +37,7 @@ def trained(name: str, config: Mesh) -> dict[str, np.ndarray]:
     spec.loader.exec_module(module)
     experiment = module.tiny()
     dataset, splits = experiment.data.read()
-    model = dataclasses.replace(experiment.model, optimizer=SGD(learning_rate=1e-2)).make(
+    model = dataclasses.replace(experiment.model, optimizer=SGD(learning_rate=1e-3)).make(
         dataset.spec
     )
     mesh, key = make_mesh(config), jax.random.key(3)

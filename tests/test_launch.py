@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from genaug import cli, plan, topologies
+from genaug.devices import Mesh, check_elsewhere
 from genaug.launch import Launch, block, delimiter, pod, render, yaml
 from genaug.launch.command import plan_lines
 from genaug.types import UserError
@@ -22,8 +23,9 @@ from genaug.types import UserError
 EXPERIMENT = """
 import dataclasses
 
-from genaug.devices import Mesh, check_elsewhere
 from tiny_run import tiny
+
+from genaug.devices import Mesh
 
 
 def config():
