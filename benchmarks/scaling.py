@@ -1,13 +1,14 @@
 """What many devices add to an update, read from the compiled program; what a call of many saves.
 
-    python -m benchmarks.scaling
+    python -m benchmarks.scaling [--write] [--no-times]
 
 Data parallel, on 8 devices: the bytes that collectives give, over the bytes of the parameters; 1.00
 and one kind means that the gradients are summed once and nothing else is sent. Fully sharded: the
 bytes of the state that a device keeps, times the number of devices, over the whole state's. Tensor
 parallel: what a layer of a transformer adds to what devices that share it send each other. All are
 properties of the program, not times. Last, the time of updates that are called one by one over
-that of updates in a scan, in interleaved rounds. `--write` puts the tables into SCALING.md.
+that of updates in a scan, in interleaved rounds; `--no-times` leaves it out, on a busy machine.
+`--write` puts the tables into SCALING.md.
 """
 
 from __future__ import annotations
@@ -178,47 +179,27 @@ def dispatched() -> Iterator[str]:
         yield f"| {title} | {spread} | {statistics.median(own):.1f} |"
 
 
-def main() -> None:
-    """Compile, time, print, and write on request."""
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--write", action="store_true", help="write SCALING.md")
-    write = arguments.parse_args().write
-    jax.config.update("jax_num_cpu_devices", max(COUNTS))
-    families = ("mnist_vae", "mnist_cvae", "mnist_dcgan", "mnist_ddpm", "pydoc_lm")
-    lines = []
+FAMILIES = ("mnist_vae", "mnist_cvae", "mnist_dcgan", "mnist_ddpm", "pydoc_lm")
 
-    def say(*texts: str) -> None:
-        for text in texts:
-            print(text, flush=True)
-            lines.append(text)
 
-    say(
-        "# What many devices add",
-        "",
-        f"`python -m benchmarks.scaling`: {os.cpu_count()} cores ({platform.machine()}), jax "
-        f"{jax.__version__}; devices are virtual, so the first two tables are of programs and hold "
-        "no times.",
-        "",
+def programs() -> Iterator[str]:
+    """The tables of programs: the same on every machine."""
+    yield from (
         "## Data parallel on 8 devices, an update",
         "",
         "| experiment | parameters, MB | bytes of collectives / parameters | collectives |",
         "|---|---|---|---|",
-    )
-    for name in families:
-        say(data_parallel(name))
-    say(
+        *map(data_parallel, FAMILIES),
         "",
         "Above 1: kernels of strided and transposed convolutions in the form they are computed in, "
-        "batch norm's statistics (DCGAN), a tied embedding's two gradients (LM), a few scalars.",
+        "what a tied embedding (LM) or a discriminator (DCGAN) gets from two sides, each summed; "
+        "scalars.",
         "",
         "## Fully sharded: devices x a device's share / the whole state",
         "",
         f"| experiment | state, MB | {' | '.join(map(str, COUNTS))} devices |",
         f"|---|---|{'---|' * len(COUNTS)}",
-    )
-    for name in (*families, "cifar10_dcgan", "cifar10_ddpm", "gpt2"):
-        say(fully_sharded(name))
-    say(
+        *map(fully_sharded, (*FAMILIES, "cifar10_dcgan", "cifar10_ddpm", "gpt2")),
         "",
         "An array of which the devices divide no axis is kept whole: so are most of a small net's.",
         "",
@@ -229,17 +210,43 @@ def main() -> None:
         *tensor_parallel(),
         "",
         "Two all-reduces forward and two back are the method's own (Shoeybi et al. 2019). The rest "
-        "moves parts of the fused qkv and mlp_in kernels' outputs: a half of such an output is not "
-        "half of the heads, nor of gate and up.",
+        "moves parts of what the fused qkv and mlp_in kernels give: half of it is not half of the "
+        "heads, nor of gate and up.",
+    )
+
+
+def times() -> Iterator[str]:
+    """The table of times."""
+    yield from (
         "",
         f"## {SCANNED} updates called one by one / in one scan, on one device",
         "",
         "| what | ratio of times | ms an update in the scan |",
         "|---|---|---|",
+        *dispatched(),
     )
-    for row in dispatched():
-        say(row)
-    if write:
+
+
+def main() -> None:
+    """Compile, time, print, and write on request."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--write", action="store_true", help="write SCALING.md")
+    arguments.add_argument("--no-times", action="store_true", help="the tables of programs alone")
+    options = arguments.parse_args()
+    jax.config.update("jax_num_cpu_devices", max(COUNTS))
+    lines = [
+        "# What many devices add",
+        "",
+        f"`python -m benchmarks.scaling --write{' --no-times' if options.no_times else ''}`: "
+        f"{os.cpu_count()} cores ({platform.machine()}), jax {jax.__version__}. Devices are "
+        "virtual: the tables are of programs that XLA:CPU compiled"
+        f"{'.' if options.no_times else ', but for the last, of times.'}",
+        "",
+        *programs(),
+        *(() if options.no_times else times()),
+    ]
+    print("\n".join(lines))
+    if options.write:
         RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
