@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -157,14 +158,14 @@ def _compiled(
     traced = program.trace(*arguments)
     done = flops.of(traced.jaxpr, trips, mesh.platform)
     try:
-        compiled = traced.lower().compile()
+        compiled, text = compile_and_read(traced.lower(), mesh.platform)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             line = " ".join(str(error).split())[:400]
             raise UserError(f"The compiler refuses the program: {line}") from error
         return {"needs": out_of_memory(str(error)), "flops": done.total / steps}
     memory = compiled.memory_analysis()
-    moved = hlo.measure(compiled.as_text(), trips)
+    moved = hlo.measure(text, trips)
     return {
         "seconds": time.monotonic() - began,
         "peak": memory.peak_memory_in_bytes,
@@ -178,6 +179,27 @@ def _compiled(
             for c in moved.collectives
         ],
     }
+
+
+def compile_and_read(lowered: Any, platform: str) -> tuple[Any, str]:
+    """A compiled program and its text.
+
+    The compiler for TPUs writes the text down too: jaxlib does not read back all that a newer
+    libtpu makes (of 0.0.52, jaxlib 0.10.2 refuses asynchronous updates of several operands).
+    """
+    if platform != "tpu":
+        compiled = lowered.compile()
+        return compiled, compiled.as_text()
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        try:
+            return compiled, compiled.as_text()
+        except jax.errors.JaxRuntimeError:
+            written = [path.read_text() for path in Path(folder).glob("*.after_codegen.txt")]
+            if not written:
+                raise
+            return compiled, max(written, key=len)
 
 
 def out_of_memory(message: str) -> list[float]:

@@ -333,6 +333,28 @@ def test_a_compiler_that_hangs_is_stopped_and_the_limit_named(file, monkeypatch,
     )
 
 
+def test_a_program_that_jaxlib_cannot_read_back_is_read_as_the_compiler_wrote_it():
+    class Compiled:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    class Lowered:
+        written = True
+
+        def compile(self, compiler_options):
+            folder = Path(compiler_options["xla_dump_to"])
+            if self.written:
+                (folder / "module_0.after_codegen.txt").write_text("the program")
+                (folder / "module_1.after_codegen.txt").write_text("a part")
+            return Compiled()
+
+    assert plan_worker.compile_and_read(Lowered(), "tpu")[1] == "the program"
+    nothing = Lowered()
+    nothing.written = False
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RET_CHECK"):
+        plan_worker.compile_and_read(nothing, "tpu")
+
+
 ASYNC = """\
 %piece (x: f32[256]) -> f32[1024] {
   %x = f32[256] parameter(0)
