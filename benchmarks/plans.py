@@ -115,7 +115,8 @@ def main() -> None:
                 try:
                     row = row_of(name, topology)
                 except UserError as error:
-                    row = {"error": str(error), "batch": 0, "asked": 0}
+                    print(f"{name} on {topology} was not planned: {error}", flush=True)
+                    continue
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, row)
             if path.is_file():

@@ -56,6 +56,8 @@ def spec_of(name: str) -> Spec:
     if isinstance(data, Data) and name.startswith("cifar10"):
         data = dataclasses.replace(data, image_size=32, channels=3)
         return data_spec(data, num_classes=10)
+    if name == "folder_dit":
+        return data_spec(data, num_classes=1000)
     return data_spec(data, vocab_size=50_256 if name == "gpt2" else None)
 
 
