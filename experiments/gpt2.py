@@ -9,7 +9,7 @@ recipe (600,000 updates of 480 rows). Run here: the net's equality with Hugging 
 length and vocabulary at an eighth of the width (tests/models/test_transformer_lm.py), and `tiny()`.
 Not run: the training. Compiled for 256 TPU v5e (`genaug plan experiments/gpt2.py --vocab-size 50256
 --topology v5e-256 --search`): at most 68 % MFU at 512 rows an update and 83 % at 2,048, in 2.6 and
-4.5 GiB of 16, data parallel; with plain attention 39 % at 512.
+4.5 GiB of 16, data parallel.
 """
 
 import dataclasses

@@ -81,8 +81,7 @@ def _started(options: argparse.Namespace) -> Iterator[Console]:
         process_id=options.process_id,
         timeout_s=options.join_timeout,
     )
-    meeting.check()
-    if not options.distributed and meeting.coordinator is None:
+    if not options.distributed and meeting == processes.Meeting(timeout_s=meeting.timeout_s):
         yield console
         return
     with processes.joined(meeting):
@@ -125,11 +124,11 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
 
 def _checked(options: argparse.Namespace, fields: list[str]) -> Experiment:
     """The experiment, and that its values and its run folder can be used."""
-    from genaug import runs
+    from genaug import checks
 
     experiment = _experiment(options, fields)
-    runs.check(experiment)
-    runs.check_claim(options.run_dir or Path("runs") / experiment.name, experiment)
+    checks.check(experiment)
+    checks.check_claim(options.run_dir or Path("runs") / experiment.name, experiment)
     return experiment
 
 

@@ -8,7 +8,6 @@ import difflib
 import importlib
 import importlib.util
 import io
-import json
 import re
 import traceback
 import typing
@@ -199,15 +198,6 @@ def experiment_from_json(value: Any, where: str) -> Experiment:
     return experiment
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """The fields in which two JSON configs differ, each as `field: old -> new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in differences(
-                old.get(key), new.get(key), f"{where}.{key}".lstrip(".").replace("_", "-")
-            )
-        ]
-    return [] if old == new else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]
+def rare_classes(experiment: Experiment) -> tuple[str, ...]:
+    """The classes that are cut, by name; texts have none."""
+    return experiment.data.rare_classes if isinstance(experiment.data, Data) else ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import platform
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from genaug import checkpoint, layouts, parallel, runs
 from genaug.data import catalogue
 from genaug.devices import Mesh, make_mesh
-from genaug.processes import barrier, check_shared, gathered, is_first
+from genaug.processes import agree, barrier, check_shared, gathered, is_first, token
 from genaug.types import UserError
 
 EXTRAS = {
@@ -62,9 +61,9 @@ def _processes() -> list[str]:
         str(device.id) for device in local
     )
     lines = [f"{f'process {i}':18}{text}" for i, text in enumerate(gathered(mine))]
-    runs.agree("other versions", runs.versions())
+    agree("other versions", runs.versions())
     draws = jax.random.normal(jax.random.key(17), (4,))
-    runs.agree("other random numbers", [float(draw).hex() for draw in draws])
+    agree("other random numbers", [float(draw).hex() for draw in draws])
     return [*lines, f"{'versions, draws':18}alike", f"{'all-reduce':18}{_all_reduced()}"]
 
 
@@ -84,17 +83,12 @@ def _all_reduced() -> str:
 
 def _written(directory: Path) -> str:
     """Write an array of which each device holds a part, and read it back."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written to ({error.strerror}).") from None
     check_shared(directory)
     mesh = make_mesh(Mesh())
     want = np.arange(mesh.size, dtype=np.float32)
     array = layouts.split_rows({"x": want[layouts.local_rows(mesh.size, mesh)]}, mesh)
     place = jax.ShapeDtypeStruct(want.shape, want.dtype, sharding=array["x"].sharding)
-    probe = directory / f".doctor-{uuid.uuid4().hex}" if is_first() else directory
-    probe = directory / gathered(probe.name)[0]
+    probe = directory / f".doctor-{token()}"
     checkpoint.save(probe, 0, array)
     found = checkpoint.restore(probe, {"x": place})
     right = found is not None and np.array_equal(layouts.to_host(found[0])["x"], want)

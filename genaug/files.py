@@ -60,3 +60,17 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read an .npz that `save_arrays` wrote."""
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """The fields in which two JSON configs differ, each as `field: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line
+            for key in keys
+            for line in differences(
+                old.get(key), new.get(key), f"{where}.{key}".lstrip(".").replace("_", "-")
+            )
+        ]
+    return [] if old == new else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]

@@ -105,9 +105,9 @@ def split_rows(batch: Any, mesh: DeviceMesh, axis: int = 0) -> Any:
     return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), batch)
 
 
-def copied(array: np.ndarray, mesh: DeviceMesh) -> jax.Array:
-    """A copy on every device of what every process has."""
-    return jax.make_array_from_callback(array.shape, whole(mesh), lambda at: array[at])
+def spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """What every process has whole, onto the devices."""
+    return jax.make_array_from_callback(np.shape(array), sharding, lambda at: array[at])
 
 
 def to_host(tree: Any) -> Any:

@@ -97,7 +97,7 @@ def compile_lookup(
 
     What crosses to the devices is then where a batch's examples are, not the examples.
     """
-    kept = {name: layouts.copied(array, mesh) for name, array in examples.items()}
+    kept = {name: layouts.spread(array, layouts.whole(mesh)) for name, array in examples.items()}
 
     @partial(jax.jit, out_shardings=layouts.split(mesh, axis=1))
     def look(kept: dict[str, jax.Array], position: jax.Array) -> dict[str, jax.Array]:
@@ -164,12 +164,11 @@ def _under_pmap(step: Any, mesh: DeviceMesh, template: State, accumulate: int) -
     """The same program on every device, each with its rows; gradients are averaged by `pmean`.
 
     Statistics are each device's own, averaged after every step: batch norm normalises by the
-    moments of a device's share of the batch.
+    moments of a device's share of the batch. Kernels stay XLA's own: `kernels` is for jit.
     """
     mean = partial(lax.pmean, axis_name="data")
 
     def settle(state: State, metrics: Metrics) -> tuple[State, Metrics]:
-
         def averaged(path: Any, x: jax.Array) -> jax.Array:
             return mean(x) if layouts.is_statistic(path) and x.dtype == jnp.float32 else x
 
@@ -218,11 +217,8 @@ def _of_rows(function: Callable[..., Any], mesh: DeviceMesh, **options: Any) -> 
     if jax.process_count() == 1:
         return jax.jit(function, out_shardings=split, **options)
     program = jax.jit(function, out_shardings=layouts.whole(mesh), **options)
-
-    def spread(rows: Any) -> jax.Array:
-        return jax.make_array_from_callback(np.shape(rows), split, lambda at: rows[at])
-
-    return lambda *arguments: program(*arguments[:-1], jax.tree.map(spread, arguments[-1]))
+    onto = partial(layouts.spread, sharding=split)
+    return lambda *arguments: program(*arguments[:-1], jax.tree.map(onto, arguments[-1]))
 
 
 def compile_rows(

@@ -8,6 +8,7 @@ shared disk is slow to show. The exception are checkpoints: each process writes 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -21,11 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 
+from genaug.files import differences
 from genaug.types import UserError
 
 ALONE = 5
@@ -180,6 +182,17 @@ def gathered(text: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
+def agree(what: str, value: Any) -> None:
+    """Refuse to go on where processes would do different things: `value` is JSON, alike on all."""
+    said = [json.loads(text) for text in gathered(json.dumps(value))]
+    for i, other in enumerate(said):
+        if changed := differences(said[0], other):
+            raise UserError(
+                f"Process {i} has {what} than process 0 ({'; '.join(changed[:5])}): start all "
+                "processes with the same command, versions and data."
+            )
+
+
 def together(act: Callable[[], T]) -> T:
     """`act()` on every process. A UserError on one of them is raised on all, naming it.
 
@@ -202,16 +215,26 @@ def together(act: Callable[[], T]) -> T:
     return result
 
 
+def token() -> str:
+    """A name that no other file has, the same on all processes."""
+    return gathered(uuid.uuid4().hex)[0]
+
+
 def check_shared(directory: Path) -> None:
     """Refuse a folder of which some process does not see what the first writes there.
 
     A shared disk may show a new file late: each looks for a minute.
     """
-    token = gathered(uuid.uuid4().hex)[0]
-    path = directory / f".seen-{token}"
-    if is_first():
-        path.touch()
-    barrier("touched")
+    path = directory / f".seen-{token()}"
+
+    def touch() -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise UserError(f"{directory} cannot be written to ({error.strerror}).") from None
+
+    together(touch if is_first() else lambda: None)
 
     def look() -> None:
         deadline = time.monotonic() + 60

@@ -17,13 +17,14 @@ import numpy as np
 from rich.console import Console
 
 from genaug import job, report
+from genaug.checks import check_claim
 from genaug.config import Experiment
 from genaug.evaluation import study as studies
 from genaug.evaluation.intervals import Interval, paired_t
 from genaug.files import read_json, replacing, write_json
 from genaug.logs import lock
 from genaug.report import NOT_SHARES
-from genaug.runs import check_claim, prepare
+from genaug.runs import prepare
 
 Results = Mapping[str, Any]  # a results.json
 OfSplits = list[dict[str, Any]]  # one arm of results.json, from every split

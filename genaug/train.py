@@ -93,6 +93,12 @@ def fit(
     start:   what becomes of the initial state where there is no checkpoint yet: fine-tuning.
     log:     called with the metrics of every call, one call late: the loop never waits for them.
     resumed: called once with the first update to be made.
+
+    Raises:
+        TrainingError: the loss is no longer finite.
+        Preempted:     this machine, or another of the run's, is to be taken away; the state is
+                       saved, and the same call goes on from there.
+        UserError:     of values, a mesh or a checkpoint that cannot be used.
     """
     check(config)
     check_batch_size(config.batch_size, mesh, config.accumulate)

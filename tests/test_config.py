@@ -8,8 +8,9 @@ import pytest
 from tiny_run import tiny
 
 from genaug import config
-from genaug.config import Experiment, differences, from_json, load, override, to_json
+from genaug.config import Experiment, from_json, load, override, to_json
 from genaug.evaluation.study import Study
+from genaug.files import differences
 from genaug.models.cvae import CVAE
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP, ConvNet

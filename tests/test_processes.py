@@ -263,4 +263,3 @@ def test_a_process_by_itself_agrees_with_itself():
 
 def test_the_environment_counts_processes(finished):
     assert read_json(finished / "environment.json")["processes"] == 1
-    assert os.environ.get("JAX_COORDINATOR_ADDRESS") is None

@@ -10,7 +10,7 @@ from tiny_run import files as names_of
 from tiny_run import tiny
 
 import genaug
-from genaug import files, runs
+from genaug import checks, files, runs
 from genaug.config import from_json
 from genaug.data import Data
 from genaug.models.dcgan import DCGAN
@@ -78,7 +78,7 @@ def test_a_batch_that_the_family_cannot_take_is_refused_before_anything_is_writt
 def test_a_coverage_of_fewer_samples_than_neighbours_is_refused(samples):
     train = dataclasses.replace(tiny().train, coverage_samples=samples)
     with pytest.raises(UserError, match=f"coverage-samples is {samples}; .* use 6 or more, or 0"):
-        runs.check(dataclasses.replace(tiny(), train=train))
+        checks.check(dataclasses.replace(tiny(), train=train))
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_json_is_written_whole_and_leaves_no_partial_file(tmp_path):
 
 
 def test_a_folder_is_claimed_by_one_config(tmp_path):
-    runs.check_claim(tmp_path / "absent", tiny())
-    runs.check_claim(tmp_path, tiny())
+    checks.check_claim(tmp_path / "absent", tiny())
+    checks.check_claim(tmp_path, tiny())
     (tmp_path / ".lock").write_text("")
-    runs.check_claim(tmp_path, tiny())
+    checks.check_claim(tmp_path, tiny())
     (tmp_path / "other").write_text("")
     with pytest.raises(UserError, match="holds no run"):
-        runs.check_claim(tmp_path, tiny())
+        checks.check_claim(tmp_path, tiny())
 
 
 def test_the_cut_in_words():
