@@ -46,7 +46,7 @@ class StateDict(NamedTuple):
 class _Storage(NamedTuple):
     key: str
     dtype: str
-    count: int
+    length: int
 
 
 class _Tensor(NamedTuple):
@@ -95,33 +95,6 @@ def read_state_dict(
         ) from error
 
 
-def convolution(
-    arrays: Mapping[str, np.ndarray], conv: str, norm: str, epsilon: float
-) -> dict[str, np.ndarray]:
-    """A convolution and the batch norm after it as one convolution with a bias, in Flax's layout.
-
-    gain * (w * x - mean) / sqrt(variance + epsilon) + bias (Ioffe & Szegedy 2015, alg. 2): its
-    factor of each output channel goes into the kernel. Computed in float64, rounded once.
-
-    Args:
-        arrays: of a state dict.
-        conv: name of the convolution, whose weight is [out, in, height, width].
-        norm: name of its batch norm.
-        epsilon: of the batch norm.
-
-    Returns:
-        `kernel` float32 [height, width, in, out] and `bias` float32 [out].
-    """
-    kernel = arrays[f"{conv}.weight"].astype(np.float64).transpose(2, 3, 1, 0)
-    gain, bias, mean, variance = (
-        arrays[f"{norm}.{name}"].astype(np.float64)
-        for name in ("weight", "bias", "running_mean", "running_var")
-    )
-    scale = gain / np.sqrt(variance + epsilon)
-    folded = {"kernel": kernel * scale, "bias": bias - mean * scale}
-    return {name: value.astype(np.float32) for name, value in folded.items()}
-
-
 class _Unpickler(pickle.Unpickler):
     """Finds names for tensors and storages, and nothing else; what it finds lives as long as it."""
 
@@ -146,10 +119,10 @@ class _Unpickler(pickle.Unpickler):
         return self._found[module, name]
 
     def persistent_load(self, reference: Any) -> _Storage:
-        kind, name, key, _, count, *view = reference
+        kind, name, key, _, length, *view = reference
         if kind != "storage" or any(part is not None for part in view):
             raise DataError(f"refused, as it refers to a {kind} of an unknown kind")
-        return _Storage(str(key), _DTYPES[name], count)
+        return _Storage(str(key), _DTYPES[name], length)
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:
@@ -209,7 +182,7 @@ def _view(name: str, tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
     steps = [(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]
     last = offset + (0 if is_empty else sum(steps))
     inside = min(offset, *shape, *strides, 0) >= 0 and (is_empty or last < len(storage))
-    if len(storage) != tensor.storage.count or not inside:
+    if len(storage) != tensor.storage.length or not inside:
         raise DataError(f"damaged: {name} lies outside its {len(storage)} numbers")
     return np.lib.stride_tricks.as_strided(
         storage[offset:], shape, [stride * storage.itemsize for stride in strides], writeable=False

@@ -10,7 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from genaug.evaluation.torch_file import convolution, read_state_dict
+from genaug.evaluation.frozen import folded
+from genaug.evaluation.torch_file import read_state_dict
 from genaug.types import DataError, UserError
 
 
@@ -86,8 +87,8 @@ def test_a_folded_convolution_is_both_layers(save):
                 value.uniform_(0.5, 2)
         x = torch.randn(5, 3, 1, 1)
         want = net.eval()(x)[:, :, 0, 0].numpy()
-    folded = convolution(read_state_dict(save(net.state_dict())).arrays, "0", "1", 1e-3)
-    got = x[:, :, 0, 0].numpy() @ folded["kernel"][0, 0] + folded["bias"]
+    both = folded(read_state_dict(save(net.state_dict())).arrays, "0", "1", 1e-3)
+    got = x[:, :, 0, 0].numpy() @ both["kernel"][0, 0] + both["bias"]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
