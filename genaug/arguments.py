@@ -60,14 +60,33 @@ def parser() -> argparse.ArgumentParser:
         + EPILOG
     )
     evaluate = command("evaluate", "compare a synthetic set with a real one")
-    evaluate.add_argument("real", help="class folders, an .npz or a prepared dataset")
-    evaluate.add_argument("synthetic", help="the same kinds, or a run's synthetic/")
+    evaluate.add_argument(
+        "real", help="a folder of images or of class folders, an .npz or a prepared dataset"
+    )
+    evaluate.add_argument("synthetic", help="the same kinds, a run or a sampler bundle")
     evaluate.add_argument(
         "--holdout", help="real data the generator never saw (default: half of REAL)"
     )
     evaluate.add_argument("--image-size", type=int, help="bring images to this side first")
     evaluate.add_argument("--channels", type=int, choices=(1, 3), help="gray or RGB")
+    evaluate.add_argument(
+        "--features",
+        choices=("classifier", "efflite0", "inception", "pixels"),
+        help="what sees the images (default: a classifier trained on REAL if it has classes, else "
+        "efflite0)",
+    )
+    evaluate.add_argument("--weights", type=Path, help="the file of Inception's weights")
+    evaluate.add_argument(
+        "--convention",
+        choices=("torch-fidelity", "pytorch-fid", "clean"),
+        default="torch-fidelity",
+        help="how images enter Inception; values of two conventions do not compare",
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of every subsample")
     evaluate.add_argument("--json", type=Path, help="write the numbers here too")
+    evaluate.add_argument(
+        "--against", type=Path, help="numbers of another set, written by --json: how they moved"
+    )
     _plan_options(
         command(
             "plan",

@@ -60,6 +60,8 @@ def check(experiment: Experiment) -> None:
     for name, value in shares:
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{name} is {value}; it must lie from 0 to 1.")
+    if study.imbalances and not study.budgets:
+        raise UserError("study.imbalances needs study.budgets: how many images a common class has.")
     if not study.weights or 0 in study.weights:
         raise UserError("study.weights must name at least one share, each above 0.")
     if not study.checks:
@@ -105,6 +107,15 @@ def check_claim(directory: Path, experiment: Experiment) -> None:
         raise UserError(f"{directory} is a file: use another --run-dir.")
     elif directory.exists() and any(p.name != ".lock" for p in directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no run: use another --run-dir.")
+
+
+def check_enough(dataset: Dataset | TextDataset, splits: Splits, batch_size: int) -> None:
+    """Refuse a batch of more examples than there are to train on."""
+    if len(splits.train) < batch_size:
+        raise UserError(
+            f"train.batch-size is {batch_size}, but {plain(dataset.name)} has only "
+            f"{len(splits.train)} training examples: use a smaller --train.batch-size."
+        )
 
 
 def check_comparable(
@@ -166,6 +177,7 @@ SPLIT_FIELDS = (
     "holdout",
     "rare_classes",
     "rare_count",
+    "class_count",
 )
 
 

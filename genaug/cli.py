@@ -8,7 +8,6 @@ taken away. After the last three the same command goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -152,17 +151,21 @@ def _train(experiment: Experiment, directory: Path, folder: Path, console: Conso
 
 
 def _main_job(experiment: Experiment, directory: Path, folder: Path, console: Console) -> None:
-    from genaug import job, replication, runs
-    from genaug.table import results_table
+    from genaug import grid, job, replication, runs
+    from genaug.table import grid_table, results_table
 
-    if experiment.study.num_splits > 1:
+    show = grid_table if experiment.study.budgets else results_table
+    if experiment.study.budgets:
+        results = grid.run_grid(experiment, folder, console, shared=directory)
+        samplers = f"{directory}/cell_*/"
+    elif experiment.study.num_splits > 1:
         results = replication.run_splits(experiment, folder, console, shared=directory)
         samplers = f"{directory}/split_*/export/"
     else:
         results = job.run_job(runs.prepare(experiment, folder, shared=directory), console)
         samplers = f"{directory}/export/"
     console.print()
-    console.print(results_table(results))
+    console.print(show(results))
     console.print(f"\n{results['verdict']['sentence']}\n")
     console.print(f"Report   {directory}/report.html")
     console.print(f"Sampler  {samplers}")
@@ -204,16 +207,18 @@ def _sample(options: argparse.Namespace, conditions: list[str]) -> int:
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
     console = _start(options)
-    from genaug.commands import evaluate
-    from genaug.evaluation.audit import to_json
-    from genaug.table import audit_table
+    from genaug.evaluate_command import changes, evaluate
+    from genaug.evaluation.results import to_json
+    from genaug.files import write_json
+    from genaug.table import audit_remarks, audit_table
 
-    results = to_json(evaluate(options))
-    console.print(audit_table(results))
+    results = evaluate(options)
+    moved = changes(results, options.against) if options.against else None
+    console.print(audit_table(results, moved))
+    for remark in audit_remarks(results):
+        console.print(f"! {remark}")
     if options.json:
-        from genaug.files import write_atomically
-
-        write_atomically(options.json, json.dumps(results, indent=1) + "\n")
+        write_json(options.json, to_json(results))
     return 0
 
 

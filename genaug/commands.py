@@ -1,4 +1,4 @@
-"""What the smaller commands do: sample, evaluate, data list."""
+"""What the smaller commands do: sample, data list."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from PIL import Image, PngImagePlugin
 
 from genaug import export, runs
 from genaug.config import nearest_name
-from genaug.data import Data, Dataset, catalogue, load
+from genaug.data import Data, catalogue
 from genaug.data.folder import decode
 from genaug.data.raw import shape_image
 from genaug.data.tokens import show
-from genaug.devices import Mesh, make_mesh
-from genaug.evaluation import classifier
-from genaug.evaluation.audit import Labels, Result, audit
 from genaug.files import save_arrays, write_atomically
 from genaug.logs import plain, plain_lines
 from genaug.pictures import write_grid
@@ -185,81 +182,6 @@ def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if image.shape != shape:
         raise UserError(f"{path} becomes {image.shape} and the model draws {shape}: crop it first.")
     return image
-
-
-def evaluate(options: argparse.Namespace) -> list[Result]:
-    """Likeness, variety and memorisation of a synthetic set."""
-
-    def read(source: str) -> Dataset:
-        return load(Data(source=source, image_size=options.image_size, channels=options.channels))
-
-    real, synthetic = read(options.real), read(options.synthetic)
-    _require_same_classes(real, synthetic, options.synthetic)
-    train, train_labels = _all(real)
-    if options.holdout:
-        held = read(options.holdout)
-        _require_same_classes(real, held, options.holdout)
-        holdout, holdout_labels = _all(held)
-    else:
-        # Without data that the generator never saw there is no null: half of REAL is the best left.
-        order = np.random.Generator(np.random.PCG64(0)).permutation(len(train))
-        half = len(train) // 2
-        holdout, holdout_labels = train[order[half:]], train_labels[order[half:]]
-        train, train_labels = train[order[:half]], train_labels[order[:half]]
-    made, made_labels = _all(synthetic)
-    features, name = None, "pixels"
-    if len(real.class_names) > 1:
-        features, name = (
-            _classifier_features(train, train_labels, len(real.class_names)),
-            "classifier",
-        )
-    return audit(
-        train,
-        holdout,
-        made,
-        features=features,
-        feature_name=name,
-        labels=Labels(train_labels, holdout_labels, made_labels),
-        seed=0,
-    )
-
-
-def _all(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    arrays = dataset.arrays(np.arange(len(dataset)))
-    return arrays["image"], arrays["label"]
-
-
-def _require_same_classes(real: Dataset, other: Dataset, name: str) -> None:
-    if real.class_names != other.class_names:
-        raise UserError(
-            f"{name} has the classes {', '.join(map(plain, other.class_names))} and the real set "
-            f"{', '.join(map(plain, real.class_names))}: bring them to the same names."
-        )
-    if real.spec["image"].shape != other.spec["image"].shape:
-        raise UserError(
-            f"{name} holds images of shape {other.spec['image'].shape}, the real set "
-            f"{real.spec['image'].shape}: give --image-size and --channels."
-        )
-
-
-def _classifier_features(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Any:
-    """A classifier trained on the real training images alone, class-balanced and warped."""
-    from genaug.transforms.images import Warp
-
-    config, warp, mesh = classifier.Classifier(), Warp(), make_mesh(Mesh())
-    counts = np.bincount(labels, minlength=num_classes)
-    draws = 1.0 / (np.count_nonzero(counts) * counts[labels])
-    condition = classifier.Condition(
-        images,
-        labels,
-        np.cumsum(draws).astype(np.float32),
-        np.ones(num_classes, np.float32),
-        np.int32(config.num_steps),
-        warp.affine_elastic().as_arrays(),
-    )
-    program = classifier.trainer(config, num_classes, warp.smoothing, mesh)
-    trained = classifier.train_replicas(program, condition, images[:1], 1, mesh)
-    return classifier.features(config, num_classes, trained.params)
 
 
 def data_list() -> str:

@@ -19,7 +19,10 @@ from genaug.augmentation import Drawn, draw, wanted
 from genaug.data import Dataset, batches, pipeline, write_examples
 from genaug.evaluation import classifier
 from genaug.evaluation import study as studies
-from genaug.evaluation.audit import Labels, audit, to_json
+from genaug.evaluation.audit import audit
+from genaug.evaluation.features import FeatureNet
+from genaug.evaluation.matching import Labels
+from genaug.evaluation.results import to_json
 from genaug.evaluation.scores import classification_scores
 from genaug.files import load_arrays, read_json, save_arrays, write_json
 from genaug.hooks import hooks
@@ -226,7 +229,10 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
     write_json(run.directory / "results.json", results)
     about = {
         "config": read_json(run.directory / "config.json"),
-        "data": {k: results["data"][k] for k in ("name", "licence", "origin", "fingerprint")},
+        "data": {
+            k: results["data"][k]
+            for k in ("name", "licence", "origin", "fingerprint", "class_names")
+        },
         "verdict": results["verdict"],
     }
     export.write_bundle(run.directory / "export", run.model, weights, run.dataset.spec, about)
@@ -244,16 +250,20 @@ def run_audit(
         valid = run.dataset.arrays(run.splits.valid)
         test = run.dataset.arrays(run.splits.test)
         config = run.experiment.study.classifier
-        embed = classifier.features(config, len(run.dataset.class_names), judge_params)
+        net = FeatureNet(
+            "classifier",
+            classifier.features(config, len(run.dataset.class_names), judge_params),
+            {"weights": export.digest(judge_params)},
+        )
         try:
             found = audit(
                 train["image"],
                 test["image"],
                 drawn.images,
-                features=embed,
-                feature_name="classifier",
+                net=net,
                 second=valid["image"],
                 labels=Labels(train["label"], test["label"], drawn.labels, valid["label"]),
+                class_names=run.dataset.class_names,
                 seed=run.experiment.seed,
             )
         except UserError as error:  # Too few samples were kept: the verdict stands without it.

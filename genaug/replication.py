@@ -8,7 +8,6 @@ run in a folder of its own, so a stopped one goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from genaug.evaluation import study as studies
 from genaug.evaluation.intervals import Interval, paired_t
 from genaug.files import read_json, replacing, write_json
 from genaug.logs import lock
-from genaug.report import NOT_SHARES
 from genaug.runs import prepare
 
 Results = Mapping[str, Any]  # a results.json
@@ -200,24 +198,26 @@ def _sum(values: Sequence[Any]) -> Any:
 
 def _audit(found: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Means over splits of the figures that all of them have, with Student's t interval."""
-    splits = [{entry["name"]: entry for entry in entries} for entries in found]
+    splits = [{(entry["name"], entry["group"]): entry for entry in entries} for entries in found]
+    note = (
+        f"A mean over {len(found)} splits with Student's t interval; sizes, and the real examples "
+        "named, are the first split's."
+    )
     rows = []
-    for entry in found[0]:
-        same = [split[entry["name"]] for split in splits if entry["name"] in split]
+    for kind, entry in splits[0].items():
+        same = [split[kind] for split in splits if kind in split]
         if len(same) < len(found):
             continue
         floors = [each["floor"] for each in same]
         value, low, high, _ = paired_t(np.array([each["value"] for each in same]), AUDIT_LEVEL)
-        top = math.inf if entry["name"].partition("/")[0] in NOT_SHARES else 1.0
         rows.append(
             {
                 **entry,
                 "value": value,
                 "low": max(low, 0.0),
-                "high": min(high, top),
+                "high": min(high, 1.0) if entry["share"] else high,
                 "floor": None if None in floors else float(np.mean(floors)),
-                "meaning": f"{entry['meaning']} Mean over {len(found)} splits with Student's t "
-                "interval; sizes and the real examples named are the first split's.",
+                "remarks": [*entry["remarks"], note],
             }
         )
     return rows

@@ -20,6 +20,7 @@ import jinja2
 import numpy as np
 from jaxtyping import UInt8
 
+from genaug import report_audit
 from genaug.charts import Axis, axis, change, dots, floats, line, mean_sd, number, points
 from genaug.files import read_json, write_atomically
 from genaug.pictures import grid, png
@@ -47,20 +48,6 @@ METRICS = {
 }
 """The scores of an arm that the page shows: name and meaning."""
 
-AUDIT_NAMES = {
-    "fd": "Fréchet distance",
-    "precision": "Precision",
-    "recall": "Recall",
-    "density": "Density",
-    "coverage": "Coverage",
-    "closer_to_train": "Closer to training data",
-    "exact_copies": "Exact copies",
-    "near_copies": "Near copies",
-    "authenticity": "Authenticity",
-}
-NOT_SHARES = ("fd", "density")
-"""Every other audit metric is a share, shown in per cent."""
-
 # ANSI sequences, control characters, marks that turn the text's direction, lone surrogates.
 _UNPRINTABLE = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -76,30 +63,21 @@ def write_report(directory: Path) -> Path:
     if not (directory / "results.json").is_file():
         raise UserError(f"{directory} has no results.json yet: finish the run first.")
     results, config, environment = (
-        _clean(read_json(directory / f"{name}.json"))
+        clean(read_json(directory / f"{name}.json"))
         for name in ("results", "config", "environment")
     )
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    jinja = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    jinja.filters.update(number=number, points=points, change=change)
-    page = jinja.get_template("report.html").render(
+    page = template("report.html").render(
         **_summary(results),
         rows=_arm_rows(results),
         panels=_panels(results),
         sweeps=_sweeps(results),
         recall=_recall(results),
         drawn=_drawn(results),
-        audit=_audit(results.get("audit") or []),
+        audit=report_audit.view(results["audit"]),
         curves=_curves(results.get("training") or []),
         config=_flat(config),
         environment=_flat(environment),
-        command=f"genaug run --from-run {shlex.quote(_clean(directory.resolve().name))}",
+        command=again(directory),
         **_pictures(directory / "study" / "pictures.npz", results),
     )
     path = directory / "report.html"
@@ -107,14 +85,32 @@ def write_report(directory: Path) -> Path:
     return path
 
 
-def _clean(value: Any) -> Any:
+def template(name: str) -> jinja2.Template:
+    """A page's template, which escapes what it is given."""
+    jinja = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters.update(number=number, points=points, change=change)
+    return jinja.get_template(name)
+
+
+def again(directory: Path) -> str:
+    """The command that repeats a run."""
+    return f"genaug run --from-run {shlex.quote(clean(directory.resolve().name))}"
+
+
+def clean(value: Any) -> Any:
     """JSON without characters that could not be shown, or would change how others are shown."""
     if isinstance(value, str):
         return _UNPRINTABLE.sub("", value)
     if isinstance(value, list):
-        return [_clean(item) for item in value]
+        return [clean(item) for item in value]
     if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
+        return {clean(key): clean(item) for key, item in value.items()}
     return value
 
 
@@ -314,46 +310,6 @@ def _drawn(results: Mapping[str, Any]) -> dict[str, Any]:
         if wanted or found["drawn"][c]
     ]
     return {"rows": rows, "reasons": list(found["refused"])}
-
-
-def _audit(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of the audit, and the remarks that several of them share, once."""
-    by_remark: dict[str, list[str]] = {}
-    for entry in entries:
-        for remark in _sentences(entry["meaning"]):
-            by_remark.setdefault(remark, []).append(_audit_name(entry))
-    shared = {remark: names for remark, names in by_remark.items() if len(names) > 1}
-
-    def row(entry: Mapping[str, Any]) -> dict[str, Any]:
-        base = entry["name"].partition("/")[0]
-        value, low, high = floats(entry[key] for key in ("value", "low", "high"))
-        (floor,) = floats([entry["floor"]])
-        unit = 1 if base in NOT_SHARES else 100
-        digits = 2 if base == "density" else 1
-        worse = {"lower": low > floor, "higher": high < floor}.get(entry["better"])
-        own = [part for part in _sentences(entry["meaning"]) if part not in shared]
-        return {
-            "name": _audit_name(entry),
-            "unit": " %" if unit == 100 else "",
-            **{k: number(unit * v, digits) for k, v in
-               (("value", value), ("low", low), ("high", high), ("floor", floor))},
-            "better": entry["better"],
-            "worse": None if math.isnan(floor) else worse,
-            "n": entry["n"],
-            "meaning": ". ".join(own) + "." if own else "",
-        }  # fmt: skip
-
-    remarks = [(", ".join(names), remark) for remark, names in shared.items()]
-    return {"rows": [row(entry) for entry in entries], "remarks": remarks}
-
-
-def _audit_name(entry: Mapping[str, Any]) -> str:
-    base, _, net = entry["name"].partition("/")
-    return AUDIT_NAMES.get(base, base) + (f" ({net})" if net else "")
-
-
-def _sentences(text: str) -> list[str]:
-    return [part for part in text.rstrip(".").split(". ") if part]
 
 
 def _curves(training: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from genaug.checks import (
     check_claim,
     check_comparable,
     check_coverage,
+    check_enough,
     check_step,
 )
 from genaug.config import Experiment, experiment_from_json, rare_classes, to_json
@@ -34,7 +35,6 @@ from genaug.data.tokens import BPE, Tokenizer, read_tokenizer
 from genaug.devices import DeviceMesh, Mesh, check_batch_size, make_mesh
 from genaug.export import spec_from_json, spec_to_json
 from genaug.files import read_json, write_atomically, write_json
-from genaug.logs import plain
 from genaug.processes import agree, together
 from genaug.state import started_from
 from genaug.types import DataError, GenerativeModel, Spec, State, UserError, Weights
@@ -80,11 +80,7 @@ def prepare(
     check_batch_size(experiment.train.batch_size, mesh, experiment.train.accumulate)
     read: Callable[[], tuple[Dataset | TextDataset, Splits]] = experiment.data.read
     dataset, splits = together(read)
-    if len(splits.train) < experiment.train.batch_size:
-        raise UserError(
-            f"train.batch-size is {experiment.train.batch_size}, but {plain(dataset.name)} has "
-            f"only {len(splits.train)} training examples: use a smaller --train.batch-size."
-        )
+    check_enough(dataset, splits, experiment.train.batch_size)
     model = experiment.model.make(dataset.spec)
     check_step(model, dataset.spec, experiment.train, mesh)
     if experiment.train.coverage_samples:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from genaug import report_grid
+from genaug.evaluation.results import Result, by_remark
 from genaug.evaluation.study import points
 from genaug.logs import plain
 
@@ -74,19 +76,66 @@ def results_table(results: Mapping[str, Any]) -> str:
     return aligned(rows)
 
 
-def audit_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Every audit figure with its interval and the real-vs-real floor beside it."""
-    rows = [["", "value", "95 % interval", "real data", "better", "n"]]
-    for row in results:
-        floor = "" if row["floor"] is None else f"{row['floor']:.3f}"
+def grid_table(results: Mapping[str, Any]) -> str:
+    """Every amount of real data: the best without and with a generator, and what that is worth."""
+    level = f"{100 * results['level']:g} %"
+    head = ["images a class", "common : rare", "without", "with", f"gain ({level})", "p (Holm)",
+            "worth"]  # fmt: skip
+    rows = [head]
+    for cell in results["cells"]:
+        gain, low, high = (points(value) for value in cell["gain"])
         rows.append(
             [
-                row["name"],
-                f"{row['value']:.3f}",
-                f"{row['low']:.3f} to {row['high']:.3f}",
-                floor,
-                row["better"],
-                str(row["n"]),
+                str(cell["budget"]),
+                "" if cell["imbalance"] is None else f"{cell['imbalance']:g}",
+                f"{100 * cell['bar_score']:.1f}",
+                f"{100 * cell['candidate_score']:.1f}",
+                f"{gain} [{low}, {high}]",
+                f"{cell['p_adjusted']:.2g}",
+                report_grid.worth(cell),
             ]
         )
     return aligned(rows)
+
+
+def audit_table(
+    results: Sequence[Result], changes: Mapping[tuple[str, str | None], str] | None = None
+) -> str:
+    """Every figure with its interval and the real-vs-real floor beside it; then by class.
+
+    changes: by metric and class, a last column.
+    """
+    last = ["change"] if changes is not None else []
+    rows = [["", "value", "95 % interval", "real data", "better", "n", *last]]
+    for each in (result for result in results if result.group is None):
+        changed = [(changes or {}).get((each.name, None), "")] if last else []
+        rows.append([each.name, *_figures(each), each.better, str(each.n), *changed])
+    some = [result for result in results if result.group is not None]
+    if not some:
+        return aligned(rows)
+    names = list(dict.fromkeys(result.name for result in some))
+    of_classes = [["by class (real data)", *names]]
+    for group in dict.fromkeys(result.group for result in some):
+        cells = {each.name: each for each in some if each.group == group}
+        of_classes.append([plain(str(group)), *(_cell(cells.get(name)) for name in names)])
+    return f"{aligned(rows)}\n\n{aligned(of_classes)}"
+
+
+def audit_remarks(results: Sequence[Result]) -> list[str]:
+    """What the reader must know, once each, with the metrics that it is about."""
+    return [
+        f"{', '.join(dict.fromkeys(each.name for each in about))}: {plain(remark)}"
+        for remark, about in by_remark(results).items()
+    ]
+
+
+def _figures(result: Result) -> list[str]:
+    floor = "" if result.floor is None else f"{result.floor:.3g}"
+    return [f"{result.value:.3g}", f"{result.low:.3g} to {result.high:.3g}", floor]
+
+
+def _cell(result: Result | None) -> str:
+    if result is None:
+        return ""
+    value, interval, floor = _figures(result)
+    return f"{value} [{interval}] ({floor})"

@@ -131,7 +131,7 @@ def two_sets(digits, tmp_path, monkeypatch):
     small = Classifier(features=(4,), hidden=16, num_steps=10)
     monkeypatch.setattr(classifier, "Classifier", lambda: small)
     one_device = make_mesh(Mesh(data=1))
-    monkeypatch.setattr("genaug.commands.make_mesh", lambda config: one_device)
+    monkeypatch.setattr("genaug.evaluate_command.make_mesh", lambda config: one_device)
     paths = []
     for name, rows in (("real", slice(0, 150)), ("synthetic", slice(200, 250))):
         paths.append(tmp_path / f"{name}.npz")

@@ -270,7 +270,8 @@ def test_without_a_generated_image_in_any_split_there_is_nothing_to_use():
 
 def audit_row(name, value, floor):
     return {"name": name, "value": value, "low": 0.0, "high": 9.0, "floor": floor,
-            "better": "lower", "n": 36, "meaning": "How far."}  # fmt: skip
+            "better": "lower", "n": 36, "meaning": "How far.", "remarks": ["Few."],
+            "share": name == "coverage", "group": None}  # fmt: skip
 
 
 def test_the_audit_is_the_mean_with_scipys_interval_within_what_can_be():
@@ -289,7 +290,8 @@ def test_the_audit_is_the_mean_with_scipys_interval_within_what_can_be():
     np.testing.assert_allclose([distance["low"], distance["high"]], [0, high], rtol=1e-9)
     np.testing.assert_allclose(distance["value"], np.mean(distances))
     assert distance["floor"] is None
-    assert distance["meaning"].startswith("How far. Mean over 3 splits with Student's t")
+    assert distance["remarks"][0] == "Few."
+    assert distance["remarks"][1].startswith("A mean over 3 splits with Student's t")
     low, high = scipy.stats.ttest_1samp(shares, 0).confidence_interval(0.95)
     assert high > 1
     np.testing.assert_allclose([coverage["low"], coverage["high"]], [low, 1.0], rtol=1e-9)

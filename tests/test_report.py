@@ -60,7 +60,17 @@ def make_results(class_names, rare=(0,), num_seeds=3):
             "against_bar": dict.fromkeys(metrics, gain),
         }
 
-    audit = {"value": 0.4, "low": 0.3, "high": math.inf, "n": 36, "better": "lower"}
+    audit = {
+        "value": 0.4,
+        "low": 0.3,
+        "high": math.inf,
+        "n": 36,
+        "better": "lower",
+        "group": None,
+        "share": True,
+        "meaning": "How far.",
+        "remarks": ["Few examples."],
+    }
     return {
         "format": 1,
         "name": "</title><script>alert(1)</script>",
@@ -94,8 +104,9 @@ def make_results(class_names, rare=(0,), num_seeds=3):
         "candidate": "classical + generated, weight 0.1",
         "verdict": {"use": False, "sentence": SENTENCE},
         "audit": [
-            audit | {"name": "fd/classifier", "floor": None, "meaning": "How far. Few examples."},
-            audit | {"name": "near_copies", "floor": 0.1, "meaning": "Copies. Few examples."},
+            audit | {"name": "fd/classifier", "floor": None, "share": False},
+            audit | {"name": "near_copies", "floor": 0.1},
+            audit | {"name": "coverage", "floor": 0.9, "group": "<b>a</b>", "better": "higher"},
         ],
     }
 

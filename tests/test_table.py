@@ -1,9 +1,12 @@
 """Plain text tables."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from genaug.table import aligned, audit_table, results_table, spread
+from genaug.evaluation.results import Result
+from genaug.table import aligned, audit_remarks, audit_table, results_table, spread
 
 
 def arm(name, family="none", accuracy=(0.9, 0.92), gain=(0.01, -0.0004, 0.02)):
@@ -67,21 +70,31 @@ def test_control_characters_in_names_are_neutralised():
     assert len(text.split("\n")) == 6
 
 
+ROW = Result(name="fd/pixels", value=1.25, low=1.0, high=1.5, floor=0.5, better="lower", n=90,
+             share=False, meaning="How far.", remarks=("Few.",))  # fmt: skip
+
+
 def test_an_audit_row_shows_its_interval_and_floor():
-    row = {"name": "fd/pixels", "value": 1.25, "low": 1.0, "high": 1.5, "better": "lower", "n": 90}
     head, with_floor, without = audit_table(
-        [{**row, "floor": 0.5}, {**row, "name": "x", "floor": None}]
+        [ROW, dataclasses.replace(ROW, name="x", floor=None)]
     ).split("\n")
     assert head.split("  ")[-1].strip() == "n"
-    assert with_floor.split() == [
-        "fd/pixels",
-        "1.250",
-        "1.000",
-        "to",
-        "1.500",
-        "0.500",
-        "lower",
-        "90",
-    ]
-    assert without.split() == ["x", "1.250", "1.000", "to", "1.500", "lower", "90"]
+    assert with_floor.split() == ["fd/pixels", "1.25", "1", "to", "1.5", "0.5", "lower", "90"]
+    assert without.split() == ["x", "1.25", "1", "to", "1.5", "lower", "90"]
     assert len(with_floor) == len(without)
+
+
+def test_classes_are_lines_of_a_table_of_their_own_and_changes_a_column():
+    of_class = dataclasses.replace(ROW, group="\x1b[31mred", value=2.5)
+    text = audit_table([ROW, of_class], {("fd/pixels", None): "+0.1 [-1, +1]"})
+    head, row, blank, classes, line = text.split("\n")
+    assert (head.split()[-1], row[-13:], blank) == ("change", "+0.1 [-1, +1]", "")
+    assert classes.split()[-1] == "fd/pixels"
+    assert line.endswith("2.5 [1 to 1.5] (0.5)")
+    assert "red" in line
+    assert "\x1b" not in line
+
+
+def test_a_remark_is_made_once():
+    other = dataclasses.replace(ROW, name="recall", remarks=("Few.", "Copies."))
+    assert audit_remarks([ROW, other]) == ["fd/pixels, recall: Few.", "recall: Copies."]

@@ -14,21 +14,31 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from genaug.data.config import Data
-from genaug.data.raw import Raw, composite, stack
+from genaug.data.raw import ONE_CLASS, Raw, composite, stack
 from genaug.types import DataError
 
-_TRAIN_KEYS = (("image", "label"), ("images", "labels"), ("x", "y"), ("x_train", "y_train"))
+_TRAIN_KEYS = (
+    ("image", "label"),
+    ("images", "labels"),
+    ("x", "y"),
+    ("x_train", "y_train"),
+    ("arr_0", "arr_1"),
+)
 _TEST_KEYS = (("test_image", "test_label"), ("test_images", "test_labels"), ("x_test", "y_test"))
 
 
 def read_npz(path: Path, config: Data) -> Raw:
     """An .npz with image and label arrays, and optionally a test split and class names.
 
-    Keys: image/label, images/labels, x/y or x_train/y_train; for the test split test_image/
-    test_label, test_images/test_labels or x_test/y_test; class_names.
+    Keys: image/label, images/labels, x/y, x_train/y_train or arr_0/arr_1; for the test split
+    test_image/test_label, test_images/test_labels or x_test/y_test; class_names. Images without
+    labels, alone in the file, are of one class.
     Raises DataError naming the array, the index and the value that is wrong.
     """
     arrays = _load(path)
+    if len(arrays) == 1 and (key := next(iter(arrays))) in dict(_TRAIN_KEYS):
+        arrays[dict(_TRAIN_KEYS)[key]] = np.zeros(arrays[key].shape[:1], np.int32)
+        arrays["class_names"] = np.array([ONE_CLASS])
     train = _pair(arrays, _TRAIN_KEYS)
     if train is None:
         raise DataError(
@@ -126,10 +136,11 @@ def _pair(
 def _one_part(
     path: Path, arrays: dict[str, np.ndarray], pair: tuple[str, str], config: Data
 ) -> np.ndarray:
-    images, labels = arrays[pair[0]], arrays[pair[1]]
+    images = check_images(arrays[pair[0]], config, where=f"{path}: {pair[0]}")
+    labels = _label_vector(path, pair[1], arrays[pair[1]])
     if len(images) != len(labels):
         raise DataError(f"{path}: {len(images)} {pair[0]} but {len(labels)} {pair[1]}")
-    return check_images(images, config, where=f"{path}: {pair[0]}")
+    return images
 
 
 def _label_vector(path: Path, key: str, labels: np.ndarray) -> np.ndarray:

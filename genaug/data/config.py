@@ -17,7 +17,7 @@ class Data:
     """Which examples, how they are read, and how they are split."""
 
     source: str = "mnist5k"
-    """mnist5k, digits, tfds:NAME, a folder of class folders, a file.npz or a prepared directory."""
+    """mnist5k, digits, tfds:NAME, a folder of images or class folders, file.npz, prepared data."""
     image_size: int | None = None
     """Side in pixels: shortest side scaled to it, centre cropped. None: all images must agree."""
     channels: int | None = None
@@ -38,6 +38,8 @@ class Data:
     """Names of the classes to cut in the training split."""
     rare_count: int | None = None
     """Training images left in each rare class."""
+    class_count: int | None = None
+    """Training images left in each other class. None: all."""
     directory: str | None = None
     """Where prepared data lives. None: $GENAUG_DATA_DIR, else ~/.cache/genaug/data."""
 

@@ -1,4 +1,4 @@
-"""A folder of class folders, with an optional train/ and test/ level on top.
+"""A folder of class folders, or of images of one class, with an optional train/ and test/ level.
 
 How files become uint8: EXIF rotation is applied; palette, CMYK, YCbCr become RGB; bilevel becomes
 gray; 16-bit gray v becomes round(v / 257); 16-bit colour keeps its high byte (as Pillow reads it);
@@ -20,7 +20,7 @@ from absl import logging
 from jaxtyping import UInt8
 
 from genaug.data.config import Data
-from genaug.data.raw import Raw, composite, stack
+from genaug.data.raw import ONE_CLASS, Raw, composite, stack
 from genaug.types import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -30,26 +30,26 @@ _CLUTTER = {"thumbs.db", "desktop.ini"}
 def read_folder(root: Path, config: Data) -> Raw:
     """All images below `root`, class by class in sorted order. Raises DataError naming the file."""
     parts = _parts(root)
-    class_names = tuple(path.name for path in _class_folders(parts["train"]))
+    class_names = tuple(_classes(parts["train"]))
     refuse_lookalikes(class_names, parts["train"])
     files: list[Path] = []
     labels: list[int] = []
     tests: list[bool] = []
     for part, folder in parts.items():
-        for path in _class_folders(folder):
-            if path.name not in class_names:
+        for name, path in _classes(folder).items():
+            if name not in class_names:
                 raise DataError(
-                    f"class {path.name!r} is in {folder} but has no folder in {parts['train']}: "
+                    f"class {name!r} is in {folder} but has no folder in {parts['train']}: "
                     "a class must have training images"
                 )
             found = list(_images(path, root))
             if not found:
                 raise DataError(
-                    f"class {path.name!r} has no images: {path} holds no "
+                    f"class {name!r} has no images: {path} holds no "
                     f"{' '.join(SUFFIXES)} file; add some or remove the folder"
                 )
             files += found
-            labels += [class_names.index(path.name)] * len(found)
+            labels += [class_names.index(name)] * len(found)
             tests += [part == "test"] * len(found)
     names = [str(path.relative_to(root)) for path in files]
     images, ids = stack(names, lambda i: decode(files[i], config.background), config)
@@ -121,11 +121,15 @@ def _parts(root: Path) -> dict[str, Path]:
     return {"train": root / "train", "test": root / "test"}
 
 
-def _class_folders(part: Path) -> list[Path]:
-    folders = subfolders_of(part, part)
-    if not folders:
-        raise DataError(f"{part} holds no class folders: put the images into one subfolder a class")
-    return folders
+def _classes(part: Path) -> dict[str, Path]:
+    """The class folders by name; `part` itself where it holds none, but images."""
+    if folders := subfolders_of(part, part):
+        return {path.name: path for path in folders}
+    if any(path.suffix.lower() in SUFFIXES for path in part.iterdir()):
+        return {ONE_CLASS: part}
+    raise DataError(
+        f"{part} holds no class folders and no images: put the images into one subfolder a class"
+    )
 
 
 def subfolders_of(parent: Path, root: Path) -> list[Path]:

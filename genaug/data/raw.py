@@ -23,6 +23,9 @@ from genaug.types import DataError
 IN_MEMORY_BYTES = 512 * 2**20
 """Decoded images up to this size are kept in memory; beyond it they stay on disk."""
 
+ONE_CLASS = "image"
+"""The class of images that come without classes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Raw:

@@ -26,7 +26,7 @@ FORMS = (
     "mnist5k",
     "digits",
     "tfds:NAME",
-    "a folder of class folders",
+    "a folder of class folders, or of images",
     "a file.npz",
     "a prepared directory",
 )

@@ -29,7 +29,7 @@ def permutation(n: int, *seed: int) -> Int64[np.ndarray, " n"]:
 
 
 def split(dataset: Dataset, config: Data) -> Splits:
-    """Split by class; equal images stay together; rare classes are then cut in the training part.
+    """Split by class; equal images stay together; classes are then cut in the training part.
 
     A source's own test split is kept, and validation is drawn from the rest. Without one,
     `test_fraction` and `valid_fraction` are shares of each class. Raises UserError for fractions or
@@ -108,8 +108,9 @@ def _check(dataset: Dataset, config: Data) -> None:
                 f"no class {name!r} to make rare; {guess}{dataset.name} has "
                 + ", ".join(dataset.class_names)
             )
-    if config.rare_count is not None and config.rare_count < 1:
-        raise UserError(f"--data.rare-count is {config.rare_count}; expected 1 or more")
+    for flag, count in (("rare", config.rare_count), ("class", config.class_count)):
+        if count is not None and count < 1:
+            raise UserError(f"--data.{flag}-count is {count}; expected 1 or more")
 
 
 def _refuse_leak(dataset: Dataset) -> None:
@@ -141,17 +142,19 @@ def _require_training_examples(dataset: Dataset, train: np.ndarray, test: np.nda
 
 
 def _cut(dataset: Dataset, config: Data, train: np.ndarray) -> np.ndarray:
-    """Leave `rare_count` training examples, chosen by the split's seed, in each rare class."""
+    """Leave so many training examples of each class; more of them hold all of fewer."""
     keep = np.ones(len(train), np.bool_)
-    for name in config.rare_classes:
-        assert config.rare_count is not None
-        label = dataset.class_names.index(name)
+    for label, name in enumerate(dataset.class_names):
+        flag = "rare" if name in config.rare_classes else "class"
+        count = config.rare_count if flag == "rare" else config.class_count
+        if count is None:
+            continue
         members = np.flatnonzero(dataset.labels[train] == label)
-        if len(members) < config.rare_count:
+        if len(members) < count:
             raise UserError(
-                f"--data.rare-count is {config.rare_count}, but class {name!r} has only "
-                f"{len(members)} training examples; choose a smaller number"
+                f"--data.{flag}-count is {count}, but class {name!r} has only {len(members)} "
+                "training examples; choose a smaller number"
             )
         order = permutation(len(members), config.split_seed, label, 1)
-        keep[members[order[config.rare_count :]]] = False
+        keep[members[order[count:]]] = False
     return train[keep]

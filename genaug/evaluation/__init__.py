@@ -1,6 +1,6 @@
 """Judging synthetic data: arrays in, numbers with intervals out. Knows no generator."""
 
-from genaug.evaluation.audit import Labels, Result, audit, from_json, to_json
+from genaug.evaluation.audit import audit
 from genaug.evaluation.distances import Neighbours, nearest
 from genaug.evaluation.frechet import Moments, frechet_distance, frechet_from_moments, moments
 from genaug.evaluation.intervals import (
@@ -18,6 +18,7 @@ from genaug.evaluation.intervals import (
     wilson,
 )
 from genaug.evaluation.manifold import ManifoldScores, manifold_scores
+from genaug.evaluation.matching import Labels
 from genaug.evaluation.memorisation import (
     Copies,
     Share,
@@ -26,6 +27,7 @@ from genaug.evaluation.memorisation import (
     copies,
     near_copy_threshold,
 )
+from genaug.evaluation.results import Result, by_remark, change, from_json, to_json
 from genaug.evaluation.scores import classification_scores, scores, statistics_of
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "audit",
     "authenticity",
     "bootstrap_scores",
+    "by_remark",
+    "change",
     "classification_scores",
     "closer_to_train",
     "copies",

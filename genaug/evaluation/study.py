@@ -41,6 +41,8 @@ class Study:
     warp: Warp = field(default_factory=Warp)
     strengths: tuple[float, ...] = (1.0,)  # times the warp's, of every classical arm
     on_top: Literal["best", "all"] = "best"  # classical arm, or kind, that generated data go on
+    budgets: tuple[int, ...] = ()  # training images a class, each a study; none: all there are
+    imbalances: tuple[float, ...] = ()  # of a budget: times as many common as rare ones
     num_splits: int = 1  # each with a split of the data, a generator and arms of its own
     num_seeds: int = 6  # paired: seed i starts from the same net and draws in every arm
     weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # share of a class's draws to generate

@@ -130,7 +130,15 @@ def test_folder_layouts(folder, tmp_path):
     (folder / "CAT").mkdir()
     fails(Data(source=str(folder)), "'CAT'", "'cat'", "spelling")
     (tmp_path / "empty").mkdir()
-    fails(Data(source=str(tmp_path / "empty")), "no class folders")
+    fails(Data(source=str(tmp_path / "empty")), "no class folders", "no images")
+
+
+def test_a_folder_of_images_is_one_class(tmp_path):
+    for i in range(3):
+        write(tmp_path / "flat" / f"{i}.png", gray(i))
+    found = read(Data(source=str(tmp_path / "flat")))
+    assert found.class_names == ("image",)
+    np.testing.assert_array_equal(found.labels, [0, 0, 0])
 
 
 def test_links_that_leave_the_folder(folder, tmp_path):
@@ -170,6 +178,15 @@ def test_npz(tmp_path, keys):
     assert (raw.images[..., 0] == IMAGES).all()
     assert raw.labels.tolist() == LABELS.tolist()
     assert raw.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("key", ["image", "x", "arr_0"])
+def test_npz_of_images_alone_is_one_class(tmp_path, key):
+    raw = read(npz(tmp_path, **{key: IMAGES}))
+    assert raw.class_names == ("image",)
+    np.testing.assert_array_equal(raw.labels, np.zeros(len(IMAGES)))
+    fails(npz(tmp_path, **{key: np.uint8(3)}), "shape ()", "[n, h, w]")
+    fails(npz(tmp_path, other=IMAGES), "has the arrays other")
 
 
 def test_npz_as_keras_writes_it(tmp_path):

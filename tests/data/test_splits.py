@@ -81,9 +81,20 @@ def test_rare_classes_are_cut_in_training_only(digits):
     assert set(cut.train) <= set(full.train)
 
 
+def test_fewer_images_of_a_class_are_among_more_of_them(digits):
+    config = dataclasses.replace(CONFIG, rare_classes=("3",), rare_count=2)
+    few, more = (split(digits, dataclasses.replace(config, class_count=n)) for n in (5, 20))
+    counts = np.bincount(digits.labels[few.train])
+    assert counts.tolist() == [2 if label == 3 else 5 for label in range(10)]
+    assert set(few.train) < set(more.train)
+    assert few.test.tolist() == more.test.tolist() == split(digits, CONFIG).test.tolist()
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        ({"class_count": 0}, "class-count is 0"),
+        ({"class_count": 5000}, "class-count is 5000.*'0' has only"),
         ({"rare_classes": ("33",), "rare_count": 5}, "no class '33'.*did you mean '3'"),
         ({"rare_classes": ("3",)}, "rare-count go together"),
         ({"rare_classes": ("3",), "rare_count": 5000}, "5000.*'3' has only"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from genaug.evaluation import Labels, audit, from_json, to_json
+from genaug.evaluation.features import FeatureNet
 from genaug.types import UserError
 
 CENTRES = np.random.default_rng(99).integers(60, 196, size=(3, 5, 5, 1))
@@ -19,7 +20,7 @@ def draw(counts, seed):
 
 
 def by_name(results):
-    return {result.name: result for result in results}
+    return {result.name: result for result in results if result.group is None}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,7 @@ def test_an_honest_generator(honest):
     assert found["near_copies"].low <= found["near_copies"].floor
     assert all(result.low <= result.value <= result.high for result in honest)
     assert all(result.meaning.count(".") <= 3 for result in honest)
+    assert all(result.group is None for result in honest)
 
 
 def test_a_copyist(real):
@@ -82,10 +84,10 @@ def test_labels_make_the_class_mix_alike(real):
     matched = by_name(audit(train, holdout, synthetic, labels=labels, draws=15, seed=0))
     assert matched["fd/pixels"].n == 75
     assert matched["fd/pixels"].low < matched["fd/pixels"].floor * 1.1
-    assert "Too few" not in matched["fd/pixels"].meaning
+    assert not matched["fd/pixels"].remarks
     blind = by_name(audit(train, holdout, synthetic, draws=15, seed=0))
     assert blind["fd/pixels"].value > 2 * matched["fd/pixels"].value
-    assert "class mix" in blind["fd/pixels"].meaning
+    assert "class mix" in " ".join(blind["fd/pixels"].remarks)
 
 
 def test_a_class_short_of_real_examples_is_named(real):
@@ -94,7 +96,7 @@ def test_a_class_short_of_real_examples_is_named(real):
     labels = Labels(train_labels, holdout_labels, drawn)
     found = audit(train, holdout, synthetic, labels=labels, draws=3, seed=0)
     assert found[0].n == 66 + 66 + 25
-    assert "Too few real examples to match class 2 (25 of 66)." in found[0].meaning
+    assert "Too few real examples to match class 2 (25 of 66)." in found[0].remarks
 
 
 def test_features_name_the_distance_and_see_raw_images(real):
@@ -104,11 +106,34 @@ def test_features_name_the_distance_and_see_raw_images(real):
         assert images.dtype == np.uint8
         return images.reshape(len(images), -1)[:, :4].astype(np.float32)
 
-    found = audit(
-        train, holdout, holdout, features=features, feature_name="classifier", draws=3, seed=0
-    )
+    made = np.concatenate([holdout[1:], holdout[:2]])
+    net = FeatureNet("classifier", features, {"weights": "abc"})
+    found = audit(train, holdout, made, net=net, draws=3, seed=0)
     assert found[0].name == "fd/classifier"
-    assert found[0].value == 0
+    assert found[0].value < found[0].floor / 10
+    assert found[0].provenance["weights"] == "abc"
+    assert found[-1].provenance["features"] == "pixels"
+    named = audit(train, holdout, made, net=net._replace(is_fid=True), draws=3, seed=0)
+    assert named[0].name == "fid"
+
+
+def test_every_class_is_measured_as_if_it_were_alone(real):
+    (train, train_labels), (holdout, holdout_labels) = real
+    synthetic, drawn = draw([60, 60, 8], 4)
+    labels = Labels(train_labels, holdout_labels, drawn)
+    found = audit(
+        train, holdout, synthetic, labels=labels, class_names=["a", "b", "c"], draws=5, seed=0
+    )
+    of_b = {result.name: result for result in found if result.group == "b"}
+    assert list(of_b) == ["fd/pixels", "precision", "recall", "density", "coverage"]
+    assert {result.group for result in found} == {None, "a", "b"}  # of c there are too few
+    rows = [np.flatnonzero(each == 1) for each in (train_labels, holdout_labels, drawn)]
+    alone = by_name(
+        audit(*(each[some] for each, some in zip((train, holdout, synthetic), rows, strict=True)),
+              draws=5, seed=0)
+    )  # fmt: skip
+    assert of_b["coverage"].n == alone["coverage"].n == 60
+    assert of_b["precision"].low <= alone["precision"].value <= of_b["precision"].high
 
 
 def test_float_arrays_of_any_shape():
@@ -124,14 +149,16 @@ def test_deterministic_and_through_json(real, honest):
     again = audit(train, holdout, draw([100, 75, 25], 2)[0], draws=15, seed=0)
     assert again == honest
     assert from_json(json.loads(json.dumps(to_json(honest)))) == honest
-    with pytest.raises(UserError, match="no audit results"):
+    with pytest.raises(UserError, match="no results of an audit"):
         from_json([{"name": "fd"}])
 
 
 def test_duplicates_are_pointed_out(real):
     (train, _), (holdout, _) = real
     found = by_name(audit(train, holdout, np.repeat(holdout[:20], 10, axis=0), draws=3, seed=0))
-    assert "exact copies in their own set" in found["recall"].meaning
+    told = " ".join(found["recall"].remarks)
+    assert "exact copies in their own set" in told
+    assert "180 of the 200 examples of the synthetic set are exact copies" in told
 
 
 def test_refusals(real):
@@ -139,12 +166,14 @@ def test_refusals(real):
     with pytest.raises(UserError, match="differ in shape or dtype"):
         audit(train, holdout, holdout.astype(np.float32), seed=0)
     with pytest.raises(UserError, match="one label per example"):
-        audit(train, holdout, holdout, labels=Labels(labels, labels, holdout_labels), seed=0)
+        audit(train, holdout, holdout[::-1], labels=Labels(labels, labels, holdout_labels), seed=0)
     with pytest.raises(UserError, match="comparable"):
         audit(train, holdout, holdout[:9], seed=0)
     unknown = Labels(labels, holdout_labels, holdout_labels + 7)
     with pytest.raises(UserError, match="comparable"):
-        audit(train, holdout, holdout, labels=unknown, seed=0)
+        audit(train, holdout, train[:200], labels=unknown, seed=0)
+    with pytest.raises(UserError, match="held-out and the synthetic set are the same"):
+        audit(train, holdout, holdout[::-1], seed=0)
 
 
 def test_evaluation_stands_alone():
