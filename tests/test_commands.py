@@ -1,19 +1,12 @@
 """The smaller commands: sample, evaluate, data list."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import tiny
 
 from genaug import export, runs
 from genaug.commands import folder_names
-from genaug.data import load
-from genaug.devices import Mesh, make_mesh
-from genaug.evaluation import classifier
-from genaug.evaluation.classifier import Classifier
 
 pytest_plugins = ["tiny_run"]
 
@@ -31,15 +24,6 @@ def sample(run_cli, finished, tmp_path):
             return dict(file)
 
     return call
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    config = type(tiny().data)(
-        source="digits", directory=str(tmp_path_factory.getbasetemp() / "data")
-    )
-    dataset = load(config)
-    return dataset.arrays(np.arange(len(dataset)))
 
 
 @pytest.fixture
@@ -123,52 +107,6 @@ def test_an_image_of_another_size_is_brought_to_the_models(sample, digits, tmp_p
     path = tmp_path / "large.png"
     Image.fromarray(digits["image"][0, :, :, 0]).resize((24, 32)).convert("RGB").save(path)
     assert sample("--n", 2, "--near", path)["image"].shape == (2, 8, 8, 1)
-
-
-@pytest.fixture
-def two_sets(digits, tmp_path, monkeypatch):
-    """The two sets, and a classifier that is trained in a moment."""
-    small = Classifier(features=(4,), hidden=16, num_steps=10)
-    monkeypatch.setattr(classifier, "Classifier", lambda: small)
-    one_device = make_mesh(Mesh(data=1))
-    monkeypatch.setattr("genaug.evaluate_command.make_mesh", lambda config: one_device)
-    paths = []
-    for name, rows in (("real", slice(0, 150)), ("synthetic", slice(200, 250))):
-        paths.append(tmp_path / f"{name}.npz")
-        np.savez(paths[-1], **{k: v[rows] for k, v in digits.items()}, class_names=np.array(NAMES))
-    return paths
-
-
-def test_evaluate_prints_and_writes_the_audit_of_two_sets(run_cli, two_sets, tmp_path, capsys):
-    out = tmp_path / "audit.json"
-    assert run_cli("evaluate", *two_sets, "--json", out) == 0
-    printed = capsys.readouterr().out
-    rows = {row["name"]: row for row in json.loads(out.read_text())}
-    assert {"fd/classifier", "precision", "recall", "exact_copies"} <= set(rows)
-    for row in rows.values():
-        assert row["low"] <= row["value"] <= row["high"]
-        assert row["meaning"]
-    assert rows["exact_copies"]["value"] == 0
-    assert rows["fd/classifier"]["floor"] is not None
-    for words in ("precision", "recall"):
-        assert words in printed.lower()
-
-
-def test_evaluate_sees_copies_of_the_real_set(run_cli, two_sets, digits, tmp_path):
-    paths = [tmp_path / name for name in ("train.npz", "copies.npz", "held.npz")]
-    for path, rows in zip(paths, (slice(0, 75), slice(0, 50), slice(75, 150)), strict=True):
-        np.savez(path, **{k: v[rows] for k, v in digits.items()}, class_names=np.array(NAMES))
-    train, copies, held = paths
-    out = tmp_path / "audit.json"
-    assert run_cli("evaluate", train, copies, "--holdout", held, "--json", out) == 0
-    rows = {row["name"]: row for row in json.loads(out.read_text())}
-    assert rows["exact_copies"]["value"] == 1
-
-
-def test_evaluate_reads_the_synthetic_set_of_a_run(run_cli, finished, two_sets, tmp_path):
-    out = tmp_path / "audit.json"
-    assert run_cli("evaluate", two_sets[0], finished / "synthetic", "--json", out) == 0
-    assert json.loads(out.read_text())
 
 
 def test_data_list_names_every_built_in_set_with_its_licence(run_cli, capsys):

@@ -8,12 +8,13 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from genaug import cli, devices
 from genaug.augmentation import Balance, Filters
 from genaug.config import Experiment
-from genaug.data import Data
+from genaug.data import Data, load
 from genaug.devices import Mesh
 from genaug.evaluation.classifier import Classifier
 from genaug.evaluation.study import Study
@@ -73,6 +74,14 @@ def experiment_file(tmp_path) -> Path:
     path = tmp_path / "tiny_experiment.py"
     path.write_text(EXPERIMENT_FILE)
     return path
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> dict[str, np.ndarray]:
+    """All of scikit-learn's digits: image uint8 [1797, 8, 8, 1] and label."""
+    directory = str(tmp_path_factory.getbasetemp() / "data")
+    dataset = load(Data(source="digits", directory=directory))
+    return dataset.arrays(np.arange(len(dataset)))
 
 
 @pytest.fixture(scope="session")
