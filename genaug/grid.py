@@ -140,7 +140,7 @@ def pool(name: str, all_cells: Sequence[Cell], found: Sequence[dict[str, Any]]) 
     shown = [row for row in rows if row["gain_shown"]]
     words = f"a gain of {metric.replace('_', ' ')} is shown in {len(shown)} of {len(rows)} cells"
     if shown:
-        words += f" ({', '.join(_words(row) for row in shown)})"
+        words += f" ({'; '.join(_words(row) for row in shown)})"
     return {
         "format": 1,
         "name": name,
@@ -183,4 +183,4 @@ def _row(cell: Cell, results: dict[str, Any], metric: str) -> dict[str, Any]:
 
 def _words(row: dict[str, Any]) -> str:
     ratio = row["imbalance"]
-    return f"{row['budget']} images a class" + ("" if ratio is None else f", 1 to {ratio:g}")
+    return f"{row['budget']} images a class" + ("" if ratio is None else f", {ratio:g} to a rare one's 1")
