@@ -183,4 +183,5 @@ def _row(cell: Cell, results: dict[str, Any], metric: str) -> dict[str, Any]:
 
 def _words(row: dict[str, Any]) -> str:
     ratio = row["imbalance"]
-    return f"{row['budget']} images a class" + ("" if ratio is None else f", {ratio:g} to a rare one's 1")
+    of_rare = "" if ratio is None else f", {ratio:g} times as many as of a rare one"
+    return f"{row['budget']} images a class{of_rare}"
