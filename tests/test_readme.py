@@ -40,3 +40,12 @@ def test_the_python_example_is_short():
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     statements = code.split("\n\n")[-1].strip().splitlines()
     assert 5 < len(statements) <= 10
+
+
+def test_the_plan_that_is_shown_is_the_examples():
+    block = re.search(r"```\n(# gpt2 on .*?)```", README, flags=re.DOTALL)
+    root = Path(__file__).parents[1]
+    held = (root / "experiments" / "launch" / "gpt2_gke.yaml").read_text(encoding="utf-8")
+    shown = [line for line in block[1].splitlines() if "…" not in line]
+    assert len(shown) == 3
+    assert all(line in held.splitlines() for line in shown)
