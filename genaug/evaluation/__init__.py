@@ -17,6 +17,7 @@ from genaug.evaluation.intervals import (
     resampling,
     wilson,
 )
+from genaug.evaluation.kernels import Subsets, kid, kid_subsets, rbf_mmd
 from genaug.evaluation.manifold import ManifoldScores, manifold_scores
 from genaug.evaluation.memorisation import (
     Copies,
@@ -40,6 +41,7 @@ __all__ = [
     "Resampling",
     "Result",
     "Share",
+    "Subsets",
     "audit",
     "authenticity",
     "bootstrap_scores",
@@ -52,12 +54,15 @@ __all__ = [
     "from_json",
     "half_sampling",
     "holm",
+    "kid",
+    "kid_subsets",
     "manifold_scores",
     "moments",
     "near_copy_threshold",
     "nearest",
     "paired_bootstrap",
     "paired_t",
+    "rbf_mmd",
     "resampling",
     "scores",
     "statistics_of",

@@ -78,9 +78,9 @@ def nearest(
 
     keep = min(k + _SPARE, len(reference) - int(exclude_self))
     shift = reference.mean(axis=0, dtype=np.float64)
-    columns = jnp.asarray(_centred(reference, shift))
+    columns = jnp.asarray(centred(reference, shift))
     found = []
-    for start, rows in _row_blocks(_centred(query, shift), len(reference), block):
+    for start, rows in row_blocks(centred(query, shift), len(reference), block):
         # A row number that no column has: nothing is excluded.
         own = np.arange(start, start + len(rows)) if exclude_self else np.full(len(rows), -1)
         found.append(np.asarray(_candidates(rows, columns, own.astype(np.int32), keep)))
@@ -105,9 +105,9 @@ def distance_blocks(
         on the rounding error of each (float32 matrix product on centred data).
     """
     shift = reference.mean(axis=0, dtype=np.float64)
-    left, right = _centred(query, shift), _centred(reference, shift)
+    left, right = centred(query, shift), centred(reference, shift)
     columns, norms = jnp.asarray(right), np.square(right).sum(axis=1, dtype=np.float64)
-    for start, rows in _row_blocks(left, len(reference), block):
+    for start, rows in row_blocks(left, len(reference), block):
         count = min(len(rows), len(query) - start)
         squared = np.asarray(_squared_distances(rows, columns), np.float64)[:count]
         scale = np.square(rows[:count]).sum(axis=1, dtype=np.float64)[:, None] + norms[None, :]
@@ -131,11 +131,14 @@ def pair_distances(
     return np.sqrt(squared)
 
 
-def _centred(x: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def centred(
+    x: Float[np.ndarray, "n d"], shift: Float[np.ndarray, " d"]
+) -> Float[np.ndarray, "n d"]:
+    """`x - shift` in float32, from a difference in the wider of their types."""
     return (x - shift).astype(np.float32)
 
 
-def _row_blocks(
+def row_blocks(
     x: np.ndarray, num_columns: int, block: int
 ) -> Iterator[tuple[int, Float[np.ndarray, "b d"]]]:
     """Blocks of equal length, the last one padded with zeros: one shape, one compilation."""
