@@ -28,6 +28,7 @@ from genaug.evaluation.memorisation import (
     near_copy_threshold,
 )
 from genaug.evaluation.scores import classification_scores, scores, statistics_of
+from genaug.evaluation.streaming import StreamedMoments
 
 __all__ = [
     "Bootstrap",
@@ -41,6 +42,7 @@ __all__ = [
     "Resampling",
     "Result",
     "Share",
+    "StreamedMoments",
     "Subsets",
     "audit",
     "authenticity",
