@@ -2,7 +2,14 @@
 
 from genaug.evaluation.audit import Labels, Result, audit, from_json, to_json
 from genaug.evaluation.distances import Neighbours, nearest
-from genaug.evaluation.frechet import Moments, frechet_distance, frechet_from_moments, moments
+from genaug.evaluation.extrapolation import Extrapolation, frechet_infinity
+from genaug.evaluation.frechet import (
+    Moments,
+    distance_to,
+    frechet_distance,
+    frechet_from_moments,
+    moments,
+)
 from genaug.evaluation.intervals import (
     Bootstrap,
     Interval,
@@ -33,6 +40,7 @@ from genaug.evaluation.streaming import StreamedMoments
 __all__ = [
     "Bootstrap",
     "Copies",
+    "Extrapolation",
     "Interval",
     "Labels",
     "ManifoldScores",
@@ -51,8 +59,10 @@ __all__ = [
     "closer_to_train",
     "copies",
     "difference",
+    "distance_to",
     "frechet_distance",
     "frechet_from_moments",
+    "frechet_infinity",
     "from_json",
     "half_sampling",
     "holm",
