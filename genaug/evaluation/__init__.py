@@ -1,6 +1,7 @@
 """Judging synthetic data: arrays in, numbers with intervals out. Knows no generator."""
 
 from genaug.evaluation.audit import Labels, Result, audit, from_json, to_json
+from genaug.evaluation.copying import CopyingTest, Mifid, copying_test, mifid, neighbour_ratio
 from genaug.evaluation.distances import Neighbours, nearest
 from genaug.evaluation.extrapolation import Extrapolation, frechet_infinity
 from genaug.evaluation.frechet import (
@@ -40,10 +41,12 @@ from genaug.evaluation.streaming import StreamedMoments
 __all__ = [
     "Bootstrap",
     "Copies",
+    "CopyingTest",
     "Extrapolation",
     "Interval",
     "Labels",
     "ManifoldScores",
+    "Mifid",
     "Moments",
     "Neighbours",
     "PairedT",
@@ -58,6 +61,7 @@ __all__ = [
     "classification_scores",
     "closer_to_train",
     "copies",
+    "copying_test",
     "difference",
     "distance_to",
     "frechet_distance",
@@ -69,9 +73,11 @@ __all__ = [
     "kid",
     "kid_subsets",
     "manifold_scores",
+    "mifid",
     "moments",
     "near_copy_threshold",
     "nearest",
+    "neighbour_ratio",
     "paired_bootstrap",
     "paired_t",
     "rbf_mmd",
