@@ -34,12 +34,15 @@ from genaug.evaluation.memorisation import (
     closer_to_train,
     copies,
     near_copy_threshold,
+    share_of_votes,
 )
+from genaug.evaluation.records import Closest, Table, closest_records, records_closer_to_train
 from genaug.evaluation.scores import classification_scores, scores, statistics_of
 from genaug.evaluation.streaming import StreamedMoments
 
 __all__ = [
     "Bootstrap",
+    "Closest",
     "Copies",
     "CopyingTest",
     "Extrapolation",
@@ -55,11 +58,13 @@ __all__ = [
     "Share",
     "StreamedMoments",
     "Subsets",
+    "Table",
     "audit",
     "authenticity",
     "bootstrap_scores",
     "classification_scores",
     "closer_to_train",
+    "closest_records",
     "copies",
     "copying_test",
     "difference",
@@ -81,8 +86,10 @@ __all__ = [
     "paired_bootstrap",
     "paired_t",
     "rbf_mmd",
+    "records_closer_to_train",
     "resampling",
     "scores",
+    "share_of_votes",
     "statistics_of",
     "to_json",
     "wilson",

@@ -71,7 +71,7 @@ def kid(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], level: float =
     Raises:
         UserError: fewer than 3 rows, different feature lengths, NaN or infinity.
     """
-    _require_pair(x, y)
+    require_pair(x, y)
     return _with_jackknife(_sums(*_for_cubic(x, y), _cubic, 1 / x.shape[1]), False, level)
 
 
@@ -93,7 +93,7 @@ def kid_subsets(
     Raises:
         UserError: a set shorter than `size`, different feature lengths, NaN or infinity.
     """
-    _require_pair(x, y, at_least=size)
+    require_pair(x, y, at_least=size)
     if subsets < 1 or size < 2:
         raise UserError(f"{subsets} subsets of {size} rows: ask for at least 1 subset of 2 rows")
     left, right = _for_cubic(x, y)
@@ -137,7 +137,7 @@ def rbf_mmd(
     Raises:
         UserError: sigma not positive, a row of zeros to normalise, or what `kid` refuses.
     """
-    _require_pair(x, y)
+    require_pair(x, y)
     if not sigma > 0:
         raise UserError(f"sigma is {sigma}: give a positive kernel width")
     if normalise:
@@ -159,7 +159,8 @@ def unit_rows(x: Float[np.ndarray, "n d"], name: str) -> Float64[np.ndarray, "n 
     return x / length
 
 
-def _require_pair(x: np.ndarray, y: np.ndarray, at_least: int = 3) -> None:
+def require_pair(x: np.ndarray, y: np.ndarray, at_least: int = 3) -> None:
+    """Raise `UserError` unless both are finite, long enough, and of equally many features."""
     require_rows(x, "the first set of features", at_least)
     require_rows(y, "the second set of features", at_least)
     if x.shape[1] != y.shape[1]:

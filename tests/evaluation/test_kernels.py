@@ -1,9 +1,8 @@
-import importlib
 import sys
-import types
 
 import numpy as np
 import pytest
+from peers import torch_fidelity
 from scipy.spatial.distance import cdist
 
 from genaug.evaluation import kernels, kid, kid_subsets, rbf_mmd
@@ -108,24 +107,8 @@ def test_normalised_rows():
 
 
 def test_subsets_agree_with_torch_fidelity(monkeypatch):
-    torch = pytest.importorskip("torch", reason="the peer needs it")
-    spec = importlib.util.find_spec("torch_fidelity")
-    if spec is None:
-        pytest.skip("the reference implementation is not installed")
-    # Its package imports torchvision, which the metric does not need.
-    package, utils = types.ModuleType("torch_fidelity"), types.ModuleType("torch_fidelity.utils")
-    package.__path__ = list(spec.submodule_search_locations)
-    for name in (
-        "create_feature_extractor",
-        "extract_featuresdict_from_input_id_cached",
-        "resolve_feature_extractor",
-        "resolve_feature_layer_for_metric",
-    ):
-        setattr(utils, name, None)
-    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
-    monkeypatch.setitem(sys.modules, "torch_fidelity.utils", utils)
-    peer = importlib.import_module("torch_fidelity.metric_kid")
-
+    peer = torch_fidelity(monkeypatch, "metric_kid")
+    torch = sys.modules["torch"]
     x, y = features(600, 9), features(500, 10, scale=1.05)
     expected = peer.kid_features_to_metric(
         torch.tensor(x),
@@ -155,7 +138,7 @@ def test_subsets_agree_with_the_full_matrices():
 def test_refusals():
     x = features(10, 13)
     with pytest.raises(UserError, match="one feature net"):
-        kernels._require_pair(x, x[:, :4])
+        kernels.require_pair(x, x[:, :4])
     with pytest.raises(UserError, match=r"second.* 2 rows"):
         kid(x, x[:2])
     with pytest.raises(UserError, match="at least 1000"):
