@@ -3,6 +3,7 @@
 from genaug.evaluation.audit import Labels, Result, audit, from_json, to_json
 from genaug.evaluation.copying import CopyingTest, Mifid, copying_test, mifid, neighbour_ratio
 from genaug.evaluation.distances import Neighbours, nearest
+from genaug.evaluation.diversity import ClassifierScore, classifier_score, vendi_score
 from genaug.evaluation.extrapolation import Extrapolation, frechet_infinity
 from genaug.evaluation.frechet import (
     Moments,
@@ -42,6 +43,7 @@ from genaug.evaluation.streaming import StreamedMoments
 
 __all__ = [
     "Bootstrap",
+    "ClassifierScore",
     "Closest",
     "Copies",
     "CopyingTest",
@@ -63,6 +65,7 @@ __all__ = [
     "authenticity",
     "bootstrap_scores",
     "classification_scores",
+    "classifier_score",
     "closer_to_train",
     "closest_records",
     "copies",
@@ -92,5 +95,6 @@ __all__ = [
     "share_of_votes",
     "statistics_of",
     "to_json",
+    "vendi_score",
     "wilson",
 ]
