@@ -39,6 +39,7 @@ from genaug.evaluation.memorisation import (
 )
 from genaug.evaluation.records import Closest, Table, closest_records, records_closer_to_train
 from genaug.evaluation.scores import classification_scores, scores, statistics_of
+from genaug.evaluation.sliced import Sliced, mind
 from genaug.evaluation.streaming import StreamedMoments
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "Resampling",
     "Result",
     "Share",
+    "Sliced",
     "StreamedMoments",
     "Subsets",
     "Table",
@@ -82,6 +84,7 @@ __all__ = [
     "kid_subsets",
     "manifold_scores",
     "mifid",
+    "mind",
     "moments",
     "near_copy_threshold",
     "nearest",
