@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
 
-from genaug.evaluation.distances import centred, require_rows, row_blocks
+from genaug.evaluation.distances import centred, require_rows, row_blocks, squared_lengths
 from genaug.evaluation.intervals import Interval, normal_quantile
 from genaug.types import UserError
 
@@ -146,7 +146,7 @@ def rbf_mmd(
 
     def prepare(rows: np.ndarray) -> _Set:
         near = centred(rows, shift)
-        return _Set(near, _squared_lengths(near) / 2, np.ones(len(near)))
+        return _Set(near, squared_lengths(near) / 2, np.ones(len(near)))
 
     return _with_jackknife(_sums(prepare(x), prepare(y), _gaussian, 1 / sigma**2), biased, level)
 
@@ -169,10 +169,6 @@ def require_pair(x: np.ndarray, y: np.ndarray, at_least: int = 3) -> None:
         )
 
 
-def _squared_lengths(x: np.ndarray) -> np.ndarray:
-    return np.einsum("nd,nd->n", x, x, dtype=np.float64)
-
-
 def _take(some: _Set, rows: Int[np.ndarray, " s"]) -> _Set:
     return _Set(*(column[rows] for column in some))
 
@@ -185,7 +181,7 @@ def _for_cubic(x: np.ndarray, y: np.ndarray) -> tuple[_Set, _Set]:
     def prepare(rows: np.ndarray) -> _Set:
         near, d = centred(rows, centre), rows.shape[1]
         terms = (near @ centre + half) / d + 0.5
-        return _Set(near, terms, (_squared_lengths(near) / d + 2 * terms) ** 3)
+        return _Set(near, terms, (squared_lengths(near) / d + 2 * terms) ** 3)
 
     return prepare(x), prepare(y)
 
