@@ -7,6 +7,7 @@ only with torch-fidelity's Inception network, and its preprocessing, may it be c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -57,12 +58,13 @@ def frechet_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -
     require_rows(y, "the second set of features", 2)
     if min(len(x), len(y)) > x.shape[1]:
         try:
-            return _from_cholesky(moments(x), moments(y))
+            a = moments(x)
+            return _from_cholesky(a, _cholesky(a.cov), moments(y))
         except np.linalg.LinAlgError:
             pass  # A constant or redundant feature: singular, or nearly, whatever n is.
-    (mean_x, a), (mean_y, b) = _factor(x), _factor(y)
-    root_trace = float(scipy.linalg.svdvals(a @ b.T).sum())
-    return _assemble(mean_x - mean_y, float(np.square(a).sum() + np.square(b).sum()), root_trace)
+    (mean_x, f), (mean_y, g) = _factor(x), _factor(y)
+    root_trace = float(scipy.linalg.svdvals(f @ g.T).sum())
+    return _assemble(mean_x - mean_y, float(np.square(f).sum() + np.square(g).sum()), root_trace)
 
 
 def frechet_from_moments(a: Moments, b: Moments) -> float:
@@ -74,22 +76,42 @@ def frechet_from_moments(a: Moments, b: Moments) -> float:
     Raises:
         UserError: different feature lengths.
     """
-    if a.mean.shape != b.mean.shape:
-        raise UserError(
-            f"moments of {len(a.mean)} and {len(b.mean)} features: use one feature net for both"
-        )
+    return distance_to(a)(b)
+
+
+def distance_to(a: Moments) -> Callable[[Moments], float]:
+    """`frechet_from_moments(a, .)`, for many sets: the covariance of `a` is factored once."""
     try:
-        return _from_cholesky(a, b)
+        lower = _cholesky(a.cov)
     except np.linalg.LinAlgError:
+        lower = None
+
+    def distance(b: Moments) -> float:
+        if a.mean.shape != b.mean.shape:
+            raise UserError(
+                f"moments of {len(a.mean)} and {len(b.mean)} features: use one feature net for both"
+            )
+        try:
+            if lower is not None:
+                return _from_cholesky(a, lower, b)
+        except np.linalg.LinAlgError:
+            pass
         root_trace = float(scipy.linalg.svdvals(_root(a.cov).T @ _root(b.cov)).sum())
         return _assemble(a.mean - b.mean, float(np.trace(a.cov) + np.trace(b.cov)), root_trace)
 
+    return distance
 
-def _from_cholesky(a: Moments, b: Moments) -> float:
-    lower = scipy.linalg.cholesky(a.cov, lower=True)
-    for factor in (lower, scipy.linalg.cholesky(b.cov, lower=True)):
-        if factor.diagonal().min() < _ILL_CONDITIONED * factor.diagonal().max():
-            raise np.linalg.LinAlgError
+
+def _cholesky(cov: np.ndarray) -> np.ndarray:
+    """L with L L^T = cov; raises `LinAlgError` where products of it lose digits."""
+    lower = scipy.linalg.cholesky(cov, lower=True)
+    if lower.diagonal().min() < _ILL_CONDITIONED * lower.diagonal().max():
+        raise np.linalg.LinAlgError
+    return np.asarray(lower)
+
+
+def _from_cholesky(a: Moments, lower: np.ndarray, b: Moments) -> float:
+    _cholesky(b.cov)  # Refuses.
     eigenvalues = scipy.linalg.eigvalsh(lower.T @ b.cov @ lower)
     root_trace = float(np.sqrt(np.maximum(eigenvalues, 0)).sum())
     return _assemble(a.mean - b.mean, float(np.trace(a.cov) + np.trace(b.cov)), root_trace)

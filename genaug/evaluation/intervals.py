@@ -61,7 +61,7 @@ def wilson(successes: int | float, n: int | float, level: float = 0.95) -> Inter
     if not 0 <= successes <= n or n == 0:
         raise UserError(f"{successes} of {n} is not a share: give 0 <= successes <= n and n > 0")
     share = float(successes) / float(n)
-    z2 = _normal_quantile(level) ** 2 / n
+    z2 = normal_quantile(level) ** 2 / n
     centre = (share + z2 / 2) / (1 + z2)
     half = float(np.sqrt(z2 * (share * (1 - share) + z2 / 4))) / (1 + z2)
     # Rounding must not push an end past the share it encloses.
@@ -234,7 +234,7 @@ def half_sampling(
         return rows[np.sort(generator.permutation(len(rows))[: len(rows) // 2])]
 
     drawn = [statistic(half(x), half(y)) for _ in range(draws)]
-    z = _normal_quantile(level)
+    z = normal_quantile(level)
     result = {}
     for name, value in full.items():
         spread = z * float(np.std([draw[name] for draw in drawn], ddof=1))
@@ -242,7 +242,8 @@ def half_sampling(
     return result
 
 
-def _normal_quantile(level: float) -> float:
+def normal_quantile(level: float) -> float:
+    """How many standard deviations a two-sided interval of confidence `level` reaches."""
     return float(scipy.stats.norm.ppf((1 + level) / 2))
 
 

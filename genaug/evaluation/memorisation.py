@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from genaug.evaluation.distances import nearest, require_rows
 from genaug.evaluation.intervals import wilson
@@ -44,8 +44,7 @@ def closer_to_train(
     data scores that knows neither; ties count half. Copies of training examples left out by the
     subsampling score 0.5 too: a full copyist reaches 1 only where `holdout` is as long as `train`.
     Synthetic examples that share their nearest real example are no independent votes (under the
-    null their verdicts flip together), so the interval uses Kish's effective number
-    n^2 / sum c_i^2 with c_i the votes that real example i received.
+    null their verdicts flip together): the interval is that of `share_of_votes`.
 
     Raises:
         UserError: an empty set, NaN or infinity.
@@ -60,7 +59,17 @@ def closer_to_train(
     to_train, to_holdout = nearest(synthetic, train), nearest(synthetic, holdout)
     near, far = to_train.distance[:, 0], to_holdout.distance[:, 0]
     votes = (near < far) + 0.5 * (near == far)
-    voters = np.where(near <= far, to_train.index[:, 0], size + to_holdout.index[:, 0])
+    return share_of_votes(
+        votes, np.where(near <= far, to_train.index[:, 0], size + to_holdout.index[:, 0])
+    )
+
+
+def share_of_votes(votes: Float[np.ndarray, " n"], voters: Int[np.ndarray, " n"]) -> Share:
+    """The mean of `votes` in [0, 1]; those given through one real example are not independent.
+
+    The Wilson interval is that of Kish's effective number n^2 / sum c_i^2, c_i the votes that real
+    example i (`voters`) received.
+    """
     effective = len(votes) ** 2 / float(np.square(np.bincount(voters)).sum())
     share = float(votes.mean())
     interval = wilson(share * effective, effective)
