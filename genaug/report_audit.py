@@ -11,7 +11,10 @@ from genaug.charts import floats, number
 NAMES = {
     "fid": "FID",
     "fd": "Fréchet distance",
-    "kid": "Kernel distance (KID)",
+    "kid": "KID",
+    "kd": "Kernel distance",
+    "mind": "MIND",
+    "vendi": "Vendi score",
     "precision": "Precision",
     "recall": "Recall",
     "density": "Density",
@@ -19,7 +22,9 @@ NAMES = {
     "closer_to_train": "Closer to training data",
     "exact_copies": "Exact copies",
     "near_copies": "Near copies",
+    "standing_out": "One neighbour stands out",
     "authenticity": "Authenticity",
+    "copying_test": "Copying test C_T",
 }
 
 Entry = Mapping[str, Any]

@@ -1,6 +1,6 @@
 """Judging synthetic data: arrays in, numbers with intervals out. Knows no generator."""
 
-from genaug.evaluation.audit import Labels, Result, audit, from_json, to_json
+from genaug.evaluation.audit import audit
 from genaug.evaluation.copying import CopyingTest, Mifid, copying_test, mifid, neighbour_ratio
 from genaug.evaluation.distances import Neighbours, nearest
 from genaug.evaluation.diversity import ClassifierScore, classifier_score, vendi_score

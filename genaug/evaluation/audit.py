@@ -9,10 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from genaug.evaluation.copying import copying_test, outstanding
+from genaug.evaluation.diversity import vendi_score
 from genaug.evaluation.features import FeatureNet, pixels
 from genaug.evaluation.frechet import frechet_distance
 from genaug.evaluation.guards import check_features, check_sets
 from genaug.evaluation.intervals import half_sampling
+from genaug.evaluation.kernels import kid
 from genaug.evaluation.manifold import NEIGHBOURS, manifold_scores
 from genaug.evaluation.matching import Labels, Sets, comparable, fewest, pick, require_alike
 from genaug.evaluation.memorisation import (
@@ -22,6 +25,7 @@ from genaug.evaluation.memorisation import (
     near_copy_threshold,
 )
 from genaug.evaluation.results import Better, Result, provenance
+from genaug.evaluation.sliced import mind
 from genaug.types import UserError
 
 # Above this share of examples without a neighbourhood of their own, the reader is told.
@@ -41,6 +45,24 @@ LIKENESS = {
         "lower",
         "How far the synthetic set as a whole lies from held-out real data, seen through the "
         "feature net; the floor is what two real sets of this size score.",
+        share=False,
+    ),
+    "kernel": Meaning(
+        "lower",
+        "How far the sets lie apart by the kernel distance, which needs few examples: sets of one "
+        "kind score 0, some of them a little less.",
+        share=False,
+    ),
+    "mind": Meaning(
+        "lower",
+        "How far the sets lie apart along a thousand random directions, in all their moments; the "
+        "floor is what two real sets of this size score.",
+        share=False,
+    ),
+    "vendi": Meaning(
+        "higher",
+        "How many different examples the synthetic set is worth; the floor is what as many real "
+        "ones are worth.",
         share=False,
     ),
     "precision": Meaning("higher", "Share of synthetic examples that look like some real ones."),
@@ -71,10 +93,21 @@ MEMORISATION = {
         "Share of synthetic examples closer to a training example than 99 % of real unseen ones "
         "are.",
     ),
+    "standing_out": Meaning(
+        "lower",
+        "Share of synthetic examples with one training example closer than its neighbours by more "
+        "than 99 % of real unseen ones have.",
+    ),
     "authenticity": Meaning(
         "higher",
         "Share of synthetic examples that are no closer to their nearest training example than "
         "other training examples are; the floor is that of real unseen data.",
+    ),
+    "copying_test": Meaning(
+        "none",
+        "The statistic C_T: below 0 synthetic examples lie nearer to training examples than real "
+        "unseen ones do (copies), above 0 further off (a poor fit).",
+        share=False,
     ),
 }
 
@@ -149,14 +182,14 @@ def audit(
     about = provenance(holdout[rows.holdout], seed, features=net.name, k=str(k), **net.provenance)
     found = [
         dataclasses.replace(each, remarks=(*each.remarks, *mix, *remarks.likeness))
-        for each in _likeness(features, net, k, draws, seed)
+        for each in _likeness(features, net, k, draws, seed, whole=True)
     ]
     if of_compared is not None:
         picked = Sets(*(each[some] for each, some in zip(of_compared, rows, strict=True)))
         for label, part in _by_class(features, picked, 2 * (k + 1)):
             found += [
                 dataclasses.replace(each, group=names.get(label, str(label)))
-                for each in _likeness(part, net, k, draws, seed)
+                for each in _likeness(part, net, k, draws, seed, whole=False)
             ]
     flat = pixels()
     own = provenance(train, seed, features=flat.name, **flat.provenance)
@@ -174,27 +207,34 @@ def _by_class(features: Sets, labels: Sets, at_least: int) -> Iterator[tuple[int
             yield int(label), part
 
 
-def _likeness(features: Sets, net: FeatureNet, k: int, draws: int, seed: int) -> list[Result]:
-    """Fréchet distance, precision, recall, density and coverage, all at one n."""
+def _likeness(
+    features: Sets, net: FeatureNet, k: int, draws: int, seed: int, *, whole: bool
+) -> list[Result]:
+    """Distances, neighbours and variety, all at one n; of a class what needs few examples."""
 
     def measure(real: np.ndarray, other: np.ndarray) -> dict[str, float]:
-        return {
+        found = {
             "frechet": frechet_distance(real, other),
             **manifold_scores(real, other, k)._asdict(),
         }
+        if whole:
+            found |= {"mind": mind(real, other, seed=seed).value, "vendi": vendi_score(other)}
+        return found
 
-    measured = half_sampling(measure, features.holdout, features.synthetic, draws=draws, seed=seed)
-    floor = measure(features.holdout, features.train)
-    n, d = features.synthetic.shape
+    train, holdout, synthetic = features
+    measured = half_sampling(measure, holdout, synthetic, draws=draws, seed=seed)
+    floor = measure(holdout, train)
+    measured["kernel"], floor["kernel"] = kid(holdout, synthetic), kid(holdout, train).estimate
+    n, d = synthetic.shape
     remarks = {"frechet": check_features(n, d, net.name)}
     if max(measured[name].estimate for name in ("empty_real", "empty_synthetic")) > _EMPTY_BALLS:
         note = ("Many examples have exact copies in their own set, which lowers this.",)
         remarks |= dict.fromkeys(("precision", "recall", "density", "coverage"), note)
     return [
         Result(
-            name=net.distance_name if name == "frechet" else name,
+            name=_name(name, net),
             value=measured[name].estimate,
-            low=max(measured[name].low, 0.0),
+            low=measured[name].low if name == "kernel" else max(measured[name].low, 0.0),
             high=min(measured[name].high, 1.0 if meaning.share else np.inf),
             floor=floor[name],
             better=meaning.better,
@@ -204,7 +244,19 @@ def _likeness(features: Sets, net: FeatureNet, k: int, draws: int, seed: int) ->
             remarks=remarks.get(name, ()),
         )
         for name, meaning in LIKENESS.items()
+        if name in measured
     ]
+
+
+def _name(metric: str, net: FeatureNet) -> str:
+    """Distances belong to their features; those of Inception have names of their own."""
+    names = {
+        "frechet": net.distance_name,
+        "kernel": "kid" if net.is_fid else f"kd/{net.name}",
+        "mind": f"mind/{net.name}",
+        "vendi": f"vendi/{net.name}",
+    }
+    return names.get(metric, metric)
 
 
 def _memorisation(pixels: Sets, rows: Sets, labels: Labels | None, seed: int) -> list[Result]:
@@ -221,23 +273,30 @@ def _memorisation(pixels: Sets, rows: Sets, labels: Labels | None, seed: int) ->
         counts = fewest(labels.train, labels.holdout)
         some = train[pick(labels.train, counts, generator)]
         others = holdout[pick(labels.holdout, counts, generator)]
-    measured = {
+    standing, usual = outstanding(synthetic, unseen, train)
+    measured: dict[str, tuple[tuple[float, ...], float]] = {
         "closer_to_train": (closer_to_train(synthetic, some, others, seed), 0.5),
         "exact_copies": (found.exact, floor.exact.value),
         "near_copies": (found.near, floor.near.value),
+        "standing_out": (standing, usual.value),
         "authenticity": (authenticity(synthetic, train), authenticity(unseen, train).value),
     }
+    try:
+        test = copying_test(synthetic, train, unseen, seed=seed)
+        measured["copying_test"] = ((test.value, test.low, test.high), 0.0)
+    except UserError:  # Too few for any cell: the other measures stand without it.
+        pass
     return [
         Result(
             name=name,
-            value=share.value,
-            low=share.low,
-            high=share.high,
+            value=figures[0],
+            low=figures[1],
+            high=figures[2],
             floor=real,
             better=MEMORISATION[name].better,
-            n=share.n,
-            share=True,
+            n=len(synthetic),
+            share=MEMORISATION[name].share,
             meaning=MEMORISATION[name].text,
         )
-        for name, (share, real) in measured.items()
+        for name, (figures, real) in measured.items()
     ]

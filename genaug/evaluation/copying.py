@@ -15,6 +15,7 @@ from genaug.evaluation.distances import nearest, require_rows
 from genaug.evaluation.frechet import frechet_distance
 from genaug.evaluation.intervals import normal_quantile
 from genaug.evaluation.kernels import unit_rows
+from genaug.evaluation.memorisation import Share, share_of
 from genaug.types import UserError
 
 # Added to a memorisation distance before dividing by it, as by the competition that defined MiFID.
@@ -154,6 +155,23 @@ def neighbour_ratio(
     distance = nearest(synthetic, train, k).distance
     mean = distance.mean(axis=1)
     return np.divide(distance[:, 0], mean, out=np.zeros(len(mean)), where=mean > 0)
+
+
+def outstanding(
+    synthetic: Float[np.ndarray, "n d"],
+    unseen: Float[np.ndarray, "h d"],
+    train: Float[np.ndarray, "t d"],
+    *,
+    k: int = 50,
+    quantile: float = 0.01,
+) -> tuple[Share, Share]:
+    """The share whose `neighbour_ratio` only a share `quantile` of real unseen examples falls
+    below: of `synthetic`, and (about `quantile`) of `unseen`. k is at most the training set's size.
+    """
+    k = min(k, len(train))
+    ratios, usual = (neighbour_ratio(each, train, k) for each in (synthetic, unseen))
+    threshold = float(np.quantile(usual, quantile))
+    return share_of(ratios < threshold), share_of(usual < threshold)
 
 
 def _in_cells(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from genaug.evaluation.distances import nearest, require_rows
 from genaug.evaluation.intervals import wilson
@@ -95,7 +95,7 @@ def copies(
     `threshold` (which includes the former)."""
     distance = nearest(synthetic, train).distance[:, 0]
     exact = distance == 0
-    return Copies(_share(exact), _share(exact | (distance < threshold)))
+    return Copies(share_of(exact), share_of(exact | (distance < threshold)))
 
 
 def authenticity(synthetic: Float[np.ndarray, "n d"], train: Float[np.ndarray, "t d"]) -> Share:
@@ -111,9 +111,10 @@ def authenticity(synthetic: Float[np.ndarray, "n d"], train: Float[np.ndarray, "
     to_train = nearest(synthetic, train)
     within = nearest(train, train, exclude_self=True).distance[:, 0]
     # Indexed by the training neighbour, not by the synthetic row: the slip of several toolkits.
-    return _share(within[to_train.index[:, 0]] < to_train.distance[:, 0])
+    return share_of(within[to_train.index[:, 0]] < to_train.distance[:, 0])
 
 
-def _share(mask: np.ndarray) -> Share:
+def share_of(mask: Bool[np.ndarray, " n"]) -> Share:
+    """How many of `mask` [n] are true, as a share."""
     interval = wilson(int(mask.sum()), len(mask))
     return Share(*interval, n=len(mask))
