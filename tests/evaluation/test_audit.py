@@ -146,7 +146,10 @@ def test_float_arrays_of_any_shape():
     train, holdout, synthetic = (
         generator.normal(size=(60, 9)).astype(np.float32) for _ in range(3)
     )
-    assert len(audit(train, holdout, synthetic, draws=3, seed=0)) == 9
+    found = by_name(audit(train, holdout, synthetic, draws=3, seed=0))
+    # All but C_T, of which 60 rows are too few for most cells.
+    assert set(found) >= {"fd/pixels", "vendi/pixels", "coverage", "near_copies", "standing_out"}
+    assert all(np.isfinite([each.value, each.low, each.high]).all() for each in found.values())
 
 
 def test_deterministic_and_through_json(real, honest):
