@@ -12,6 +12,13 @@ What it must beat is tuned first: affine, elastic and both, each at half, full a
 times the warp's strength, chosen by validation. Generated images then come alone and on top of each
 of the three, a quarter or half of what a rare class shows, all of them or those whose label a
 classifier is sure of: validation chooses. Resumes within a generator, an arm, a split.
+
+One core (x86-64) beside other work: 40 minutes a generator, 105 s an arm, of which a split has 30.
+Measured with 5 images, 3 splits x 5 seeds, rare-class recall on 1,500 test images, mean ± sd:
+    none 26.0 ± 2.5, affine + elastic 83.6 ± 2.0, and at one and a half times the strength, the best
+    without a generator, 84.9 ± 2.4; affine + elastic + generated (weight 0.25) 86.5 ± 2.3
+    verdict: use it; +1.6 points (+1.1 to +2.1, Student's t over splits), in every split above 0
+With 12 images: not measured yet.
 """
 
 import dataclasses
