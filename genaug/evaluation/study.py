@@ -45,7 +45,9 @@ class Study:
     imbalances: tuple[float, ...] = ()  # of a budget: times as many common as rare ones
     num_splits: int = 1  # each with a split of the data, a generator and arms of its own
     num_seeds: int = 6  # paired: seed i starts from the same net and draws in every arm
-    weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)  # share of a class's draws to generate
+    # Share of a class's draws to generate. 1 is training on generated images alone, if the balance
+    # plan asks for some of every class (balance.factor 2: as many as there are real ones).
+    weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     checks: tuple[float, ...] = (0.0,)  # least label probabilities, each tried; 0 = all are used
     metric: Literal["balanced_accuracy", "accuracy", "macro_f1", "rare_recall"] = (
         "balanced_accuracy"  # what is chosen by, and what the verdict is about

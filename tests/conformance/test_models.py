@@ -94,15 +94,17 @@ def compiled(step: Any, init: Any, mesh: DeviceMesh, accumulate: int = 1) -> Any
     return parallel.compile_steps(step, mesh, layouts.abstract(init, mesh), accumulate)
 
 
-def train(case: Case, count: int, mesh: DeviceMesh, state=None, start: int = 0, accumulate=1):
-    """`count` updates in calls of 5."""
+def train(
+    case: Case, count: int, mesh: DeviceMesh, state=None, start: int = 0, accumulate=1, call=5
+):
+    """`count` updates, `call` of them in every call."""
     key = jax.random.key(7)
     if state is None:
         state = parallel.compile_init(case.model.init, mesh)(key)
     run = compiled(case.model.step, case.model.init, mesh, accumulate)
     history = []
-    for first in range(start, start + count, 5):
-        stack = layouts.split_rows(case.stack(first, 5), mesh, axis=1)
+    for first in range(start, start + count, call):
+        stack = layouts.split_rows(case.stack(first, call), mesh, axis=1)
         state, metrics = run(state, stack, key, first)
         history.append(jax.device_get(metrics))
     return state, history, run
@@ -186,18 +188,19 @@ def test_a_sample_is_the_same_in_any_batch_on_any_mesh(case, trained, devices):
 
 
 def test_any_mesh_trains_alike_under_sgd(sgd_case):
-    """As on one device: eight under pmap; two copies of the state over four each, in parts.
+    """As on one device, update by update: eight under pmap, in one call of 8 updates; two copies of
+    the state over four each, in calls of 4 and in parts.
 
     Batch norm takes the moments of what it is given: there it is jit, and batches as a whole. The
     matrices of a transformer are split for work as well.
     """
     start = jax.device_get(jax.jit(sgd_case.model.init)(jax.random.key(7)))
-    one, _, _ = train(sgd_case, 10, mesh_of(1))
+    one, _, _ = train(sgd_case, 8, mesh_of(1), call=1)
     by_batch = any("batch_stats" in name for name in paths(start))
     strategy, parts = ("jit", 1) if by_batch else ("pmap", 4)
-    eight, _, _ = train(sgd_case, 10, mesh_of(8, strategy=strategy))
+    eight, _, _ = train(sgd_case, 8, mesh_of(8, strategy=strategy), call=8)
     shape = {"fsdp": 2, "tensor": 2} if follows_the_rules(start) else {"fsdp": 4}
-    split, _, _ = train(sgd_case, 10, mesh_of(2, **shape), accumulate=parts)
+    split, _, _ = train(sgd_case, 8, mesh_of(2, **shape), accumulate=parts, call=4)
     kept = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(split))
     assert kept < 0.5 * sum(leaf.size for leaf in jax.tree.leaves(split))
     for other in (eight, split):
