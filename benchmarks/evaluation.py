@@ -37,7 +37,7 @@ PACKAGES = (
 
 def rows(quick: bool) -> list[Row]:
     """Every row, in the order of the table."""
-    images, d = (16, 256) if quick else (64, 2_048)
+    images, d = (8, 256) if quick else (64, 2_048)
     few = "n = 60, d = 256" if quick else "n = 200, d = 1,024"
     balls = "n = 1,000, d = 256" if quick else "n = 5,000, d = 1,280"
     subsets = "10 subsets of 200" if quick else "100 subsets of 1,000"

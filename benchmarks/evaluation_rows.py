@@ -49,7 +49,7 @@ def taps_differ(
 ) -> float:
     """The largest difference of any tap, over the tap's largest value."""
     got = jax.device_get(jax.jit(apply)(params, images))
-    return max(relative(got[name], tap.numpy()) for name, tap in want.items())
+    return max(relative(tap, want[name].numpy()) for name, tap in got.items())
 
 
 def inception_net(quick: bool) -> Comparison:
@@ -66,7 +66,7 @@ def inception_net(quick: bool) -> Comparison:
             module.FeatureExtractorInceptionV3("peer", list(taps), file.name)
             for taps in (("2048",), names)
         )
-    images = images_of(16 if quick else 64, 32)
+    images = images_of(8 if quick else 64, 32)
     tensor = as_torch(images)
 
     def taps(params: Any, images: jax.Array) -> Any:
@@ -94,7 +94,7 @@ def efficientnet_net(side: int, quick: bool) -> Comparison:
     net = features.efflite0(side)
     twin = peers.of_the_tests("efficientnet_twin").Twin().eval()
     twin.load_state_dict(torch.load(folder / "models" / "efficientnet-lite0-57934424.pth"))
-    images = images_of(16 if quick else 64, side)
+    images = images_of(8 if quick else 64, side)
     tensor = (as_torch(images).float() - 127) / 128
 
     def taps(params: Any, images: jax.Array) -> Any:

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ class _Absent(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return _Absent(f"{self.__name__}.{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
 
 
 def require(package: str) -> Path:
@@ -90,4 +93,5 @@ def set_fastest_threads(call: Callable[[], object]) -> str:
         seconds[count] = time.perf_counter() - began
     best = min(seconds, key=seconds.__getitem__)
     torch.set_num_threads(best)
-    return f"PyTorch is faster with {best} of {', '.join(map(str, seconds))} threads"
+    tried = ", ".join(map(str, seconds))
+    return f"PyTorch on {best} thread{'s' * (best > 1)}, the faster of {tried}"
