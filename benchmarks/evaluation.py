@@ -80,7 +80,8 @@ def memory(quick: bool) -> str:
     root = Path(__file__).parents[1]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if found.returncode:
-        return f"Memory of `manifold_scores`: not measured: {found.stderr.splitlines()[-1]}"
+        said = (found.stderr.splitlines() or [f"exit status {found.returncode}"])[-1]
+        return f"Memory of `manifold_scores`: not measured: {said}"
     gib, seconds = map(float, found.stdout.split()[-2:])
     held = "" if quick else " (held)" if gib < MEMORY_LIMIT else " (**not held**)"
     return (
