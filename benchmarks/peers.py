@@ -1,0 +1,97 @@
+"""Single modules of other packages, to be compared with, without what else those packages load.
+
+torch-fidelity and pytorch-fid load torchvision, and SDMetrics plotly and copulas, which have no
+part in what is compared and need not even be installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+EVALUATION_TESTS = Path(__file__).parents[1] / "tests" / "evaluation"
+
+
+class _Absent(types.ModuleType):
+    """Has every name, and nothing behind it but more names."""
+
+    def __getattr__(self, name: str) -> types.ModuleType:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Absent(f"{self.__name__}.{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+
+def require(package: str) -> Path:
+    """The folder of an installed package; raises `ModuleNotFoundError` where there is none."""
+    loaded = sys.modules.get(package)
+    spec = importlib.util.find_spec(package) if loaded is None else None
+    places = loaded.__path__ if loaded else spec.submodule_search_locations if spec else None
+    if not places:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return Path(next(iter(places)))
+
+
+def module(name: str, *absent: str) -> Any:
+    """A module whose packages run no `__init__`, and for which `absent` modules are empty."""
+    parts = name.split(".")
+    folder = require(parts[0])
+    for i in range(1, len(parts)):
+        package = types.ModuleType(".".join(parts[:i]))
+        package.__path__ = [str(folder.joinpath(*parts[1:i]))]
+        sys.modules.setdefault(package.__name__, package)
+    for other in absent:
+        sys.modules.setdefault(other, _Absent(other))
+    return importlib.import_module(name)
+
+
+def torch_fidelity(name: str) -> Any:
+    """`torch_fidelity.<name>`."""
+    return module(f"torch_fidelity.{name}", "torch_fidelity.utils")
+
+
+def pytorch_fid() -> Any:
+    """`pytorch_fid.fid_score`."""
+    absent = ("torchvision", "torchvision.transforms", "pytorch_fid.inception")
+    return module("pytorch_fid.fid_score", *absent)
+
+
+def sdmetrics_dcr() -> Any:
+    """`sdmetrics.single_table.privacy.dcr_utils`."""
+    return module("sdmetrics.single_table.privacy.dcr_utils")
+
+
+def of_the_tests(name: str) -> Any:
+    """A module beside the tests of evaluation: the weights' recipe, the PyTorch twin."""
+    spec = importlib.util.spec_from_file_location(name, EVALUATION_TESTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def set_fastest_threads(call: Callable[[], object]) -> str:
+    """Leave PyTorch with one thread or all cores, whichever is faster for this call; says which."""
+    import torch
+
+    seconds = {}
+    for count in sorted({1, os.cpu_count() or 1}):
+        torch.set_num_threads(count)
+        call()
+        began = time.perf_counter()
+        call()
+        seconds[count] = time.perf_counter() - began
+    best = min(seconds, key=seconds.__getitem__)
+    torch.set_num_threads(best)
+    tried = ", ".join(map(str, seconds))
+    return f"PyTorch on {best} thread{'s' * (best > 1)}, the faster of {tried}"
