@@ -117,6 +117,28 @@ def distance_blocks(
         yield start, squared, 1e-5 * scale
 
 
+def settled(
+    query: Float[np.ndarray, "n d"],
+    reference: Float[np.ndarray, "m d"],
+    start: int,
+    squared: Float64[np.ndarray, "b m"],
+    error: Float64[np.ndarray, "b m"],
+    *radii: Float64[np.ndarray, "#b #m"],
+) -> Float64[np.ndarray, "b m"]:
+    """A block of `distance_blocks` as distances [b, m] that compare with `radii` as exact ones do.
+
+    Pairs too near one of the radii for float32 are measured again in float64. The radii, in units
+    of the rows, broadcast to the block: [1, m] of the reference, [b, 1] of the query.
+    """
+    unsure = np.zeros(squared.shape, bool)
+    for radius in radii:
+        unsure |= np.abs(squared - np.square(radius)) <= error
+    distance = np.sqrt(squared)
+    rows, columns = np.nonzero(unsure)
+    distance[rows, columns] = pair_distances(query, reference, rows + start, columns)
+    return distance
+
+
 def pair_distances(
     x: Float[np.ndarray, "n d"],
     y: Float[np.ndarray, "m d"],

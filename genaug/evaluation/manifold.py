@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from genaug.evaluation.distances import distance_blocks, nearest, pair_distances, require_rows
+from genaug.evaluation.distances import distance_blocks, nearest, require_rows, settled
 from genaug.types import UserError
 
 NEIGHBOURS = 5
@@ -62,12 +62,7 @@ def manifold_scores(
     covered = np.zeros(len(real), bool)
     for start, squared, error in distance_blocks(synthetic, real):
         own = synthetic_radius[start : start + len(squared), None]
-        unsure = np.abs(squared - np.square(real_radius)[None, :]) <= error
-        unsure |= np.abs(squared - np.square(own)) <= error
-        distance = np.sqrt(squared)
-        rows, columns = np.nonzero(unsure)
-        distance[rows, columns] = pair_distances(synthetic, real, rows + start, columns)
-
+        distance = settled(synthetic, real, start, squared, error, real_radius[None, :], own)
         in_real += int((distance <= real_radius[None, :]).any(axis=1).sum())
         recalled |= (distance <= own).any(axis=0)
         strictly = distance < real_radius[None, :]
