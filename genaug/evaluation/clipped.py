@@ -8,6 +8,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Float64
 
+from genaug.devices import DeviceMesh
 from genaug.evaluation.distances import distance_blocks, nearest, require_rows, settled
 from genaug.evaluation.manifold import NEIGHBOURS
 from genaug.types import UserError
@@ -28,7 +29,11 @@ class ClippedScores(NamedTuple):
 
 
 def clipped_scores(
-    real: Float[np.ndarray, "n d"], synthetic: Float[np.ndarray, "m d"], k: int = NEIGHBOURS
+    real: Float[np.ndarray, "n d"],
+    synthetic: Float[np.ndarray, "m d"],
+    k: int = NEIGHBOURS,
+    *,
+    mesh: DeviceMesh | None = None,
 ) -> ClippedScores:
     """Density and coverage that outliers cannot raise, on a scale where half as good scores half.
 
@@ -51,6 +56,7 @@ def clipped_scores(
         real: float [n, d], n > k.
         synthetic: float [m, d], m >= k, in the units of `real`.
         k: neighbour whose distance is the radius.
+        mesh: the devices to work on; None is JAX's default device. The scores are the same.
 
     Raises:
         UserError: too few rows for `k`, NaN or infinity.
@@ -59,13 +65,13 @@ def clipped_scores(
         raise UserError(f"k is {k}: ask for at least 1 neighbour")
     require_rows(real, "the real set", k + 1)
     require_rows(synthetic, "the synthetic set", k)
-    within = nearest(real, real, k, exclude_self=True)
+    within = nearest(real, real, k, exclude_self=True, mesh=mesh)
     radius = within.distance[:, -1]
     clipped = np.minimum(radius, np.median(radius))
 
     balls = np.zeros(len(synthetic), np.int64)
     held = np.zeros(len(real), np.int64)
-    for start, squared, error in distance_blocks(synthetic, real):
+    for start, squared, error in distance_blocks(synthetic, real, mesh=mesh):
         radii = radius[None, :], clipped[None, :]
         distance = settled(synthetic, real, start, squared, error, *radii)
         balls[start : start + len(distance)] = (distance <= clipped[None, :]).sum(axis=1)
