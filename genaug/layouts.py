@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -108,6 +109,21 @@ def split_rows(batch: Any, mesh: DeviceMesh, axis: int = 0) -> Any:
 def spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """What every process has whole, onto the devices."""
     return jax.make_array_from_callback(np.shape(array), sharding, lambda at: array[at])
+
+
+def copied(array: np.ndarray, mesh: DeviceMesh | None) -> jax.Array:
+    """What every process has whole, on every device; without a mesh, on JAX's default device."""
+    return jnp.asarray(array) if mesh is None else spread(array, whole(mesh))
+
+
+def shared_out(array: np.ndarray, mesh: DeviceMesh | None) -> jax.Array:
+    """What every process has whole, its rows split over the devices; without a mesh as `copied`."""
+    return jnp.asarray(array) if mesh is None else spread(array, split(mesh))
+
+
+def gathered(array: jax.Array, mesh: DeviceMesh | None) -> np.ndarray:
+    """What was computed of arrays that lie as `copied` and `shared_out` say, whole."""
+    return np.asarray(array) if mesh is None else to_host(array)
 
 
 def to_host(tree: Any) -> Any:

@@ -1,6 +1,7 @@
 """Judging synthetic data: arrays in, numbers with intervals out. Knows no generator."""
 
 from genaug.evaluation.audit import audit
+from genaug.evaluation.clipped import ClippedScores, clipped_scores
 from genaug.evaluation.copying import CopyingTest, Mifid, copying_test, mifid, neighbour_ratio
 from genaug.evaluation.distances import Neighbours, nearest
 from genaug.evaluation.diversity import ClassifierScore, classifier_score, vendi_score
@@ -47,6 +48,7 @@ from genaug.evaluation.streaming import StreamedMoments
 __all__ = [
     "Bootstrap",
     "ClassifierScore",
+    "ClippedScores",
     "Closest",
     "Copies",
     "CopyingTest",
@@ -72,6 +74,7 @@ __all__ = [
     "change",
     "classification_scores",
     "classifier_score",
+    "clipped_scores",
     "closer_to_train",
     "closest_records",
     "copies",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from genaug.devices import DeviceMesh
 from genaug.evaluation.copying import copying_test, outstanding
 from genaug.evaluation.diversity import vendi_score
 from genaug.evaluation.features import FeatureNet, pixels
@@ -124,6 +125,7 @@ def audit(
     k: int = NEIGHBOURS,
     draws: int = 50,
     seed: int,
+    mesh: DeviceMesh | None = None,
 ) -> list[Result]:
     """Measure likeness, variety and memorisation of `synthetic`, each beside its floor.
 
@@ -150,6 +152,8 @@ def audit(
         k: neighbour whose distance is the radius in precision, recall, density, coverage.
         draws: half-samples behind each interval of those and of the Fréchet distance.
         seed: of every subsample.
+        mesh: the devices that search for neighbours and sum kernels; None is JAX's default device.
+            The net has its own. Nothing but the kernel distance's last digits depends on it.
 
     Raises:
         UserError: sets of different shape or dtype, one set given twice, float images, too few
@@ -182,18 +186,18 @@ def audit(
     about = provenance(holdout[rows.holdout], seed, features=net.name, k=str(k), **net.provenance)
     found = [
         dataclasses.replace(each, remarks=(*each.remarks, *mix, *remarks.likeness))
-        for each in _likeness(features, net, k, draws, seed, whole=True)
+        for each in _likeness(features, net, k, draws, seed, mesh, whole=True)
     ]
     if of_compared is not None:
         picked = Sets(*(each[some] for each, some in zip(of_compared, rows, strict=True)))
         for label, part in _by_class(features, picked, 2 * (k + 1)):
             found += [
                 dataclasses.replace(each, group=names.get(label, str(label)))
-                for each in _likeness(part, net, k, draws, seed, whole=False)
+                for each in _likeness(part, net, k, draws, seed, mesh, whole=False)
             ]
     flat = pixels()
     own = provenance(train, seed, features=flat.name, **flat.provenance)
-    copied = _memorisation(Sets(*(flat.apply(each) for each in sets)), rows, labels, seed)
+    copied = _memorisation(Sets(*(flat.apply(each) for each in sets)), rows, labels, seed, mesh)
     return [dataclasses.replace(each, provenance=about) for each in found] + [
         dataclasses.replace(each, remarks=remarks.memorisation, provenance=own) for each in copied
     ]
@@ -208,14 +212,21 @@ def _by_class(features: Sets, labels: Sets, at_least: int) -> Iterator[tuple[int
 
 
 def _likeness(
-    features: Sets, net: FeatureNet, k: int, draws: int, seed: int, *, whole: bool
+    features: Sets,
+    net: FeatureNet,
+    k: int,
+    draws: int,
+    seed: int,
+    mesh: DeviceMesh | None,
+    *,
+    whole: bool,
 ) -> list[Result]:
     """Distances, neighbours and variety, all at one n; of a class what needs few examples."""
 
     def measure(real: np.ndarray, other: np.ndarray) -> dict[str, float]:
         found = {
             "frechet": frechet_distance(real, other),
-            **manifold_scores(real, other, k)._asdict(),
+            **manifold_scores(real, other, k, mesh=mesh)._asdict(),
         }
         if whole:
             found |= {"mind": mind(real, other, seed=seed).value, "vendi": vendi_score(other)}
@@ -224,7 +235,8 @@ def _likeness(
     train, holdout, synthetic = features
     measured = half_sampling(measure, holdout, synthetic, draws=draws, seed=seed)
     floor = measure(holdout, train)
-    measured["kernel"], floor["kernel"] = kid(holdout, synthetic), kid(holdout, train).estimate
+    measured["kernel"] = kid(holdout, synthetic, mesh=mesh)
+    floor["kernel"] = kid(holdout, train, mesh=mesh).estimate
     n, d = synthetic.shape
     remarks = {"frechet": check_features(n, d, net.name)}
     if max(measured[name].estimate for name in ("empty_real", "empty_synthetic")) > _EMPTY_BALLS:
@@ -259,13 +271,16 @@ def _name(metric: str, net: FeatureNet) -> str:
     return names.get(metric, metric)
 
 
-def _memorisation(pixels: Sets, rows: Sets, labels: Labels | None, seed: int) -> list[Result]:
+def _memorisation(
+    pixels: Sets, rows: Sets, labels: Labels | None, seed: int, mesh: DeviceMesh | None
+) -> list[Result]:
     """Nearness to the training data, on pixels."""
     train, holdout, synthetic = pixels
     # Floors hold the class mix of the synthetic set: some classes lie closer together than others.
     unseen = holdout[rows.holdout]
-    threshold = near_copy_threshold(train, unseen)
-    found, floor = copies(synthetic, train, threshold), copies(unseen, train, threshold)
+    threshold = near_copy_threshold(train, unseen, mesh=mesh)
+    found, floor = (copies(each, train, threshold, mesh=mesh) for each in (synthetic, unseen))
+    genuine, expected = (authenticity(each, train, mesh=mesh) for each in (synthetic, unseen))
     some, others = train, holdout
     if labels is not None:
         # Both real sets with equal class counts, or nearness would tell of the classes.
@@ -273,16 +288,17 @@ def _memorisation(pixels: Sets, rows: Sets, labels: Labels | None, seed: int) ->
         counts = fewest(labels.train, labels.holdout)
         some = train[pick(labels.train, counts, generator)]
         others = holdout[pick(labels.holdout, counts, generator)]
-    standing, usual = outstanding(synthetic, unseen, train)
+    closer = closer_to_train(synthetic, some, others, seed, mesh=mesh)
+    standing, usual = outstanding(synthetic, unseen, train, mesh=mesh)
     measured: dict[str, tuple[tuple[float, ...], float]] = {
-        "closer_to_train": (closer_to_train(synthetic, some, others, seed), 0.5),
+        "closer_to_train": (closer, 0.5),
         "exact_copies": (found.exact, floor.exact.value),
         "near_copies": (found.near, floor.near.value),
         "standing_out": (standing, usual.value),
-        "authenticity": (authenticity(synthetic, train), authenticity(unseen, train).value),
+        "authenticity": (genuine, expected.value),
     }
     try:
-        test = copying_test(synthetic, train, unseen, seed=seed)
+        test = copying_test(synthetic, train, unseen, seed=seed, mesh=mesh)
         measured["copying_test"] = ((test.value, test.low, test.high), 0.0)
     except UserError:  # Too few for any cell: the other measures stand without it.
         pass

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Float64, Int
 
+from genaug.devices import DeviceMesh
 from genaug.evaluation.distances import nearest, require_rows
 from genaug.evaluation.frechet import frechet_distance
 from genaug.evaluation.intervals import normal_quantile
@@ -64,6 +65,7 @@ def copying_test(
     least: int = 20,
     seed: int,
     level: float = 0.95,
+    mesh: DeviceMesh | None = None,
 ) -> CopyingTest:
     """C_T, the three-sample test for data copying (Meehan, Chaudhuri & Dasgupta 2020, sec. 3.2).
 
@@ -84,6 +86,7 @@ def copying_test(
         least: examples of each kind that a cell needs.
         seed: of the k-means.
         level: confidence.
+        mesh: the devices that search for neighbours; None is JAX's default device.
 
     Raises:
         UserError: too few rows, no cell with enough of them, NaN or infinity.
@@ -94,7 +97,7 @@ def copying_test(
     if cells < 1 or dim < 1 or least < 1:
         raise UserError(f"cells {cells}, dim {dim}, least {least}: each must be at least 1")
     generated, seen, unseen = _in_cells((synthetic, train, holdout), cells, dim, seed)
-    near, usual = (_nearest_in_cell(x, seen, cells) for x in (generated, unseen))
+    near, usual = (_nearest_in_cell(x, seen, cells, mesh) for x in (generated, unseen))
 
     scores, sizes = [], []
     for cell in range(cells):
@@ -140,19 +143,23 @@ def mifid(
 
 
 def neighbour_ratio(
-    synthetic: Float[np.ndarray, "n d"], train: Float[np.ndarray, "t d"], k: int = 50
+    synthetic: Float[np.ndarray, "n d"],
+    train: Float[np.ndarray, "t d"],
+    k: int = 50,
+    *,
+    mesh: DeviceMesh | None = None,
 ) -> Float64[np.ndarray, " n"]:
     """How much nearer the nearest training example is than training examples nearby are, [n].
 
     The distance to the nearest over the mean distance to the `k` nearest, itself among them
     (Carlini et al. 2023, eq. 1, less its constant 1/alpha = 2): 0 for a copy, near 1 where no
     training example stands out. A plain distance flags flat images, which are near to many.
-    0 also where all `k` are copies.
+    0 also where all `k` are copies. `mesh` is as for `nearest`.
 
     Raises:
         UserError: fewer than `k` training examples, NaN or infinity.
     """
-    distance = nearest(synthetic, train, k).distance
+    distance = nearest(synthetic, train, k, mesh=mesh).distance
     mean = distance.mean(axis=1)
     return np.divide(distance[:, 0], mean, out=np.zeros(len(mean)), where=mean > 0)
 
@@ -164,12 +171,14 @@ def outstanding(
     *,
     k: int = 50,
     quantile: float = 0.01,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[Share, Share]:
     """The share whose `neighbour_ratio` only a share `quantile` of real unseen examples falls
     below: of `synthetic`, and (about `quantile`) of `unseen`. k is at most the training set's size.
+    `mesh` is as for `nearest`.
     """
     k = min(k, len(train))
-    ratios, usual = (neighbour_ratio(each, train, k) for each in (synthetic, unseen))
+    ratios, usual = (neighbour_ratio(each, train, k, mesh=mesh) for each in (synthetic, unseen))
     threshold = float(np.quantile(usual, quantile))
     return share_of(ratios < threshold), share_of(usual < threshold)
 
@@ -192,7 +201,9 @@ def _in_cells(
     return [_Placed(x, partition.predict(x)) for x in rows]
 
 
-def _nearest_in_cell(some: _Placed, train: _Placed, cells: int) -> Float64[np.ndarray, " n"]:
+def _nearest_in_cell(
+    some: _Placed, train: _Placed, cells: int, mesh: DeviceMesh | None
+) -> Float64[np.ndarray, " n"]:
     """The distance of each row to the nearest training row of its own cell.
 
     One search serves all cells: a coordinate per cell sets them further apart than any row lies
@@ -203,7 +214,7 @@ def _nearest_in_cell(some: _Placed, train: _Placed, cells: int) -> Float64[np.nd
     query, reference = (
         np.concatenate([x.rows, 2 * reach * np.eye(cells)[x.cell]], axis=1) for x in (some, train)
     )
-    return nearest(query, reference).distance[:, 0]
+    return nearest(query, reference, mesh=mesh).distance[:, 0]
 
 
 def _rank_score(near: np.ndarray, usual: np.ndarray) -> float:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Int32
 
+from genaug import layouts
+from genaug.devices import DeviceMesh
 from genaug.types import UserError
 
 # One float32 block of distances holds at most this many entries (32 MiB).
@@ -47,6 +49,7 @@ def nearest(
     *,
     exclude_self: bool = False,
     block: int = 1024,
+    mesh: DeviceMesh | None = None,
 ) -> Neighbours:
     """The `k` nearest rows of `reference` for every row of `query`, by Euclidean distance.
 
@@ -60,7 +63,10 @@ def nearest(
         reference: float [m, d], in the units of `query`.
         k: how many neighbours.
         exclude_self: `query` is `reference`: row i is no neighbour of itself (its copies are).
-        block: at most so many query rows at a time; fewer when `reference` is long.
+        block: at most so many query rows at a time; fewer when `reference` is long. Rounded up to
+            what the devices divide.
+        mesh: the devices to work on, each with a copy of `reference` and a share of every block;
+            None is JAX's default device. The neighbours are the same.
 
     Returns:
         `distance` float64 [n, k] ascending and `index` int32 [n, k] into `reference`. Equal
@@ -78,13 +84,14 @@ def nearest(
 
     keep = min(k + _SPARE, len(reference) - int(exclude_self))
     shift = reference.mean(axis=0, dtype=np.float64)
-    columns = jnp.asarray(centred(reference, shift))
+    columns = layouts.copied(centred(reference, shift), mesh)
     found = []
-    for start, raw in row_blocks(query, len(reference), block):
-        rows = centred(raw, shift)
+    for start, raw in row_blocks(query, len(reference), block, mesh):
         # A row number that no column has: nothing is excluded.
-        own = np.arange(start, start + len(rows)) if exclude_self else np.full(len(rows), -1)
-        found.append(np.asarray(_candidates(rows, columns, own.astype(np.int32), keep)))
+        own = np.arange(start, start + len(raw)) if exclude_self else np.full(len(raw), -1)
+        rows = layouts.shared_out(centred(raw, shift), mesh)
+        chosen = _candidates(rows, columns, layouts.shared_out(own.astype(np.int32), mesh), keep)
+        found.append(layouts.gathered(chosen, mesh))
     index = np.sort(np.concatenate(found)[: len(query)], axis=1)
 
     own = np.repeat(np.arange(len(query)), keep)
@@ -97,9 +104,12 @@ def nearest(
 
 
 def distance_blocks(
-    query: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"], block: int = 1024
+    query: Float[np.ndarray, "n d"],
+    reference: Float[np.ndarray, "m d"],
+    block: int = 1024,
+    mesh: DeviceMesh | None = None,
 ) -> Iterator[tuple[int, Float64[np.ndarray, "b m"], Float64[np.ndarray, "b m"]]]:
-    """Walk through the [n, m] distances some rows at a time.
+    """Walk through the [n, m] distances some rows at a time; `block` and `mesh` as for `nearest`.
 
     Yields:
         `(start, squared, error)`: squared distances of the query rows from `start` on, and a bound
@@ -107,14 +117,37 @@ def distance_blocks(
     """
     shift = reference.mean(axis=0, dtype=np.float64)
     near = centred(reference, shift)
-    columns, norms = jnp.asarray(near), squared_lengths(near)
-    for start, raw in row_blocks(query, len(reference), block):
+    columns, norms = layouts.copied(near, mesh), squared_lengths(near)
+    for start, raw in row_blocks(query, len(reference), block, mesh):
         rows = centred(raw, shift)
         count = min(len(rows), len(query) - start)
-        squared = np.asarray(_squared_distances(rows, columns), np.float64)[:count]
+        found = _squared_distances(layouts.shared_out(rows, mesh), columns)
+        squared = layouts.gathered(found, mesh)[:count].astype(np.float64)
         scale = squared_lengths(rows[:count])[:, None] + norms[None, :]
         # 170 float32 roundings; measured: at most 7 for d up to 4096.
         yield start, squared, 1e-5 * scale
+
+
+def settled(
+    query: Float[np.ndarray, "n d"],
+    reference: Float[np.ndarray, "m d"],
+    start: int,
+    squared: Float64[np.ndarray, "b m"],
+    error: Float64[np.ndarray, "b m"],
+    *radii: Float64[np.ndarray, "#b #m"],
+) -> Float64[np.ndarray, "b m"]:
+    """A block of `distance_blocks` as distances [b, m] that compare with `radii` as exact ones do.
+
+    Pairs too near one of the radii for float32 are measured again in float64. The radii, in units
+    of the rows, broadcast to the block: [1, m] of the reference, [b, 1] of the query.
+    """
+    unsure = np.zeros(squared.shape, bool)
+    for radius in radii:
+        unsure |= np.abs(squared - np.square(radius)) <= error
+    distance = np.sqrt(squared)
+    rows, columns = np.nonzero(unsure)
+    distance[rows, columns] = pair_distances(query, reference, rows + start, columns)
+    return distance
 
 
 def pair_distances(
@@ -148,10 +181,15 @@ def squared_lengths(x: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
 
 
 def row_blocks(
-    x: np.ndarray, num_columns: int, block: int
+    x: np.ndarray, num_columns: int, block: int, mesh: DeviceMesh | None = None
 ) -> Iterator[tuple[int, Float[np.ndarray, "b d"]]]:
-    """Blocks of equal length, the last one padded with zeros: one shape, one compilation."""
+    """Blocks of equal length, the last one padded with zeros: one shape, one compilation.
+
+    The length is a multiple of the number of devices that share it.
+    """
+    devices = 1 if mesh is None else mesh.size
     size = min(block, len(x), max(1, _BLOCK_ENTRIES // num_columns))
+    size = -(-size // devices) * devices
     for start in range(0, len(x), size):
         rows = x[start : start + size]
         yield start, np.pad(rows, ((0, size - len(rows)), (0, 0)))

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
+from genaug import layouts
+from genaug.devices import DeviceMesh
 from genaug.evaluation.distances import centred, require_rows, row_blocks, squared_lengths
 from genaug.evaluation.intervals import Interval, normal_quantile
 from genaug.types import UserError
@@ -53,7 +55,13 @@ class _Sums(NamedTuple):
     diagonal_y: Float64[np.ndarray, " m"]
 
 
-def kid(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], level: float = 0.95) -> Interval:
+def kid(
+    x: Float[np.ndarray, "n d"],
+    y: Float[np.ndarray, "m d"],
+    level: float = 0.95,
+    *,
+    mesh: DeviceMesh | None = None,
+) -> Interval:
     """The kernel distance of Bińkowski et al. 2018, k(x, y) = (x·y / d + 1)^3, on the whole sets.
 
     Unbiased: sets of one distribution average 0, so about half of them score below it. All pairs
@@ -67,12 +75,14 @@ def kid(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], level: float =
         x: float [n, d], n >= 3. On torch-fidelity's Inception features this is KID.
         y: float [m, d], m >= 3.
         level: confidence.
+        mesh: the devices to work on; None is JAX's default device. Sums in another order move the
+            last digits of float64.
 
     Raises:
         UserError: fewer than 3 rows, different feature lengths, NaN or infinity.
     """
     require_pair(x, y)
-    return _with_jackknife(_sums(*_for_cubic(x, y), _cubic, 1 / x.shape[1]), False, level)
+    return _with_jackknife(_sums(*_for_cubic(x, y), _cubic, 1 / x.shape[1], mesh), False, level)
 
 
 def kid_subsets(
@@ -115,6 +125,7 @@ def rbf_mmd(
     normalise: bool = False,
     biased: bool = False,
     level: float = 0.95,
+    mesh: DeviceMesh | None = None,
 ) -> Interval:
     """Squared MMD with k(x, y) = exp(-|x - y|^2 / (2 sigma^2)) (Gretton et al. 2012, eq. 3 and 5).
 
@@ -133,6 +144,7 @@ def rbf_mmd(
         normalise: scale each row to length 1 first.
         biased: the V-statistic in place of the U-statistic.
         level: confidence.
+        mesh: as for `kid`.
 
     Raises:
         UserError: sigma not positive, a row of zeros to normalise, or what `kid` refuses.
@@ -148,7 +160,8 @@ def rbf_mmd(
         near = centred(rows, shift)
         return _Set(near, squared_lengths(near) / 2, np.ones(len(near)))
 
-    return _with_jackknife(_sums(prepare(x), prepare(y), _gaussian, 1 / sigma**2), biased, level)
+    sums = _sums(prepare(x), prepare(y), _gaussian, 1 / sigma**2, mesh)
+    return _with_jackknife(sums, biased, level)
 
 
 def unit_rows(x: Float[np.ndarray, "n d"], name: str) -> Float64[np.ndarray, "n d"]:
@@ -195,35 +208,34 @@ def _gaussian(product: jax.Array, row: jax.Array, column: jax.Array, scale: jax.
     return jnp.exp((product - row - column) * scale)
 
 
-def _sums(x: _Set, y: _Set, kernel: _Kernel, scale: float) -> _Sums:
-    xx, _ = _matrix_sums(x, x, kernel, scale, within=True)
-    yy, _ = _matrix_sums(y, y, kernel, scale, within=True)
-    return _Sums(xx, yy, *_matrix_sums(x, y, kernel, scale, within=False), x.diagonal, y.diagonal)
+def _sums(x: _Set, y: _Set, kernel: _Kernel, scale: float, mesh: DeviceMesh | None = None) -> _Sums:
+    xx, _ = _matrix_sums(x, x, kernel, scale, mesh, within=True)
+    yy, _ = _matrix_sums(y, y, kernel, scale, mesh, within=True)
+    xy, yx = _matrix_sums(x, y, kernel, scale, mesh, within=False)
+    return _Sums(xx, yy, xy, yx, x.diagonal, y.diagonal)
 
 
 def _matrix_sums(
-    x: _Set, y: _Set, kernel: _Kernel, scale: float, *, within: bool
+    x: _Set, y: _Set, kernel: _Kernel, scale: float, mesh: DeviceMesh | None, *, within: bool
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " m"]]:
     """The sums over each row and each column of k(x, y), less the diagonal if `within` a set."""
     by_row, by_column = [], np.zeros(len(y.rows))
     # Sums of 10^10 terms that nearly cancel are float64's; it is on in this block alone.
     with jax.enable_x64(True):
-        columns, terms = jnp.asarray(y.rows), jnp.asarray(y.terms)
-        for start, rows in row_blocks(x.rows, len(y.rows), 1024):
+        columns, terms = layouts.copied(y.rows, mesh), layouts.copied(y.terms, mesh)
+        for start, rows in row_blocks(x.rows, len(y.rows), 1024, mesh):
             own = np.arange(start, start + len(rows))
             valid = own < len(x.rows)
-            block = _block_sums(
+            of_rows = (
                 rows,
                 np.where(valid, x.terms[np.where(valid, own, 0)], 0),
-                columns,
-                terms,
                 valid,
                 own if within else np.full(len(rows), -1),
-                np.float64(scale),
-                kernel=kernel,
             )
-            by_row.append(np.asarray(block[0]))
-            by_column += np.asarray(block[1])
+            shares = (layouts.shared_out(each, mesh) for each in of_rows)
+            block = _block_sums(*shares, columns, terms, np.float64(scale), kernel=kernel)
+            by_row.append(layouts.gathered(block[0], mesh))
+            by_column += layouts.gathered(block[1], mesh)
     return np.concatenate(by_row)[: len(x.rows)], by_column
 
 
@@ -231,10 +243,10 @@ def _matrix_sums(
 def _block_sums(
     x: Float[Array, "b d"],
     x_terms: Float64[Array, " b"],
+    valid: Bool[Array, " b"],
+    own: Int[Array, " b"],
     y: Float[Array, "m d"],
     y_terms: Float64[Array, " m"],
-    valid: Array,
-    own: Int[Array, " b"],
     scale: Float64[Array, ""],
     *,
     kernel: _Kernel,

@@ -2,6 +2,9 @@
 
 Measure in a space the training data did not shape (pixels): a network fitted to the training set
 sees training and held-out images differently, and then 0.5 is no longer what an honest set scores.
+
+`mesh` is the devices that share the search for neighbours; None is JAX's default device. It changes
+no number.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from genaug.devices import DeviceMesh
 from genaug.evaluation.distances import nearest, require_rows
 from genaug.evaluation.intervals import wilson
 from genaug.types import UserError
@@ -37,6 +41,8 @@ def closer_to_train(
     train: Float[np.ndarray, "t d"],
     holdout: Float[np.ndarray, "h d"],
     seed: int,
+    *,
+    mesh: DeviceMesh | None = None,
 ) -> Share:
     """The share of synthetic examples nearer to the training than to the held-out data.
 
@@ -56,7 +62,7 @@ def closer_to_train(
     train, holdout = (
         rows[np.sort(generator.permutation(len(rows))[:size])] for rows in (train, holdout)
     )
-    to_train, to_holdout = nearest(synthetic, train), nearest(synthetic, holdout)
+    to_train, to_holdout = (nearest(synthetic, real, mesh=mesh) for real in (train, holdout))
     near, far = to_train.distance[:, 0], to_holdout.distance[:, 0]
     votes = (near < far) + 0.5 * (near == far)
     return share_of_votes(
@@ -77,7 +83,11 @@ def share_of_votes(votes: Float[np.ndarray, " n"], voters: Int[np.ndarray, " n"]
 
 
 def near_copy_threshold(
-    train: Float[np.ndarray, "t d"], holdout: Float[np.ndarray, "h d"], quantile: float = 0.01
+    train: Float[np.ndarray, "t d"],
+    holdout: Float[np.ndarray, "h d"],
+    quantile: float = 0.01,
+    *,
+    mesh: DeviceMesh | None = None,
 ) -> float:
     """The distance to `train` that only a share `quantile` of real unseen examples falls below.
 
@@ -85,20 +95,29 @@ def near_copy_threshold(
     """
     if not 0 <= quantile <= 1:
         raise UserError(f"quantile {quantile} is not a share: give a number from 0 to 1")
-    return float(np.quantile(nearest(holdout, train).distance[:, 0], quantile))
+    return float(np.quantile(nearest(holdout, train, mesh=mesh).distance[:, 0], quantile))
 
 
 def copies(
-    synthetic: Float[np.ndarray, "n d"], train: Float[np.ndarray, "t d"], threshold: float
+    synthetic: Float[np.ndarray, "n d"],
+    train: Float[np.ndarray, "t d"],
+    threshold: float,
+    *,
+    mesh: DeviceMesh | None = None,
 ) -> Copies:
     """The shares of synthetic examples at distance 0 from a training example, and nearer than
     `threshold` (which includes the former)."""
-    distance = nearest(synthetic, train).distance[:, 0]
+    distance = nearest(synthetic, train, mesh=mesh).distance[:, 0]
     exact = distance == 0
     return Copies(share_of(exact), share_of(exact | (distance < threshold)))
 
 
-def authenticity(synthetic: Float[np.ndarray, "n d"], train: Float[np.ndarray, "t d"]) -> Share:
+def authenticity(
+    synthetic: Float[np.ndarray, "n d"],
+    train: Float[np.ndarray, "t d"],
+    *,
+    mesh: DeviceMesh | None = None,
+) -> Share:
     """The share of synthetic examples that are no closer to a training example than data is.
 
     With t the training example nearest to s, s is authentic if t has another training example
@@ -108,8 +127,8 @@ def authenticity(synthetic: Float[np.ndarray, "n d"], train: Float[np.ndarray, "
         UserError: fewer than 2 training examples, NaN or infinity.
     """
     require_rows(train, "the training set", 2)
-    to_train = nearest(synthetic, train)
-    within = nearest(train, train, exclude_self=True).distance[:, 0]
+    to_train = nearest(synthetic, train, mesh=mesh)
+    within = nearest(train, train, exclude_self=True, mesh=mesh).distance[:, 0]
     # Indexed by the training neighbour, not by the synthetic row: the slip of several toolkits.
     return share_of(within[to_train.index[:, 0]] < to_train.distance[:, 0])
 

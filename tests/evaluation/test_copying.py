@@ -3,6 +3,7 @@ import pytest
 import scipy.stats
 from scipy.spatial.distance import cdist
 
+from genaug.devices import Mesh, make_mesh
 from genaug.evaluation import copying_test, frechet_distance, mifid, neighbour_ratio
 from genaug.types import UserError
 
@@ -113,6 +114,15 @@ def test_neighbour_ratio_by_hand():
     near = train[:5] + 1e-6
     assert (neighbour_ratio(near, train) < 1e-4).all()
     assert (neighbour_ratio(np.ones((3, 2)), np.ones((60, 2))) == 0).all()
+
+
+def test_the_mesh_changes_nothing():
+    train, unseen, synthetic = rows(90, 0), rows(75, 1), rows(77, 2)
+    mesh = make_mesh(Mesh(data=8))
+    test = copying_test(synthetic, train, unseen, seed=0, mesh=mesh, least=5)
+    assert test == copying_test(synthetic, train, unseen, seed=0, least=5)
+    ratios = neighbour_ratio(synthetic, train, 9, mesh=mesh)
+    np.testing.assert_array_equal(ratios, neighbour_ratio(synthetic, train, 9))
 
 
 def test_refusals():

@@ -1,8 +1,12 @@
+import re
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from genaug.evaluation import nearest
+from genaug import layouts
+from genaug.devices import Mesh, make_mesh
+from genaug.evaluation import distances, nearest
 from genaug.evaluation.distances import distance_blocks
 from genaug.types import UserError
 
@@ -81,3 +85,38 @@ def test_refusals():
         nearest(x, x, 0)
     with pytest.raises(UserError, match="exclude_self"):
         nearest(x, x[:2], exclude_self=True)
+
+
+@pytest.mark.parametrize("devices,block", [(1, 1024), (2, 7), (8, 16), (8, 1024)])
+def test_neither_block_nor_mesh_changes_a_neighbour(devices, block):
+    generator = np.random.default_rng(5)
+    x, y = generator.normal(size=(101, 12)) + 50, generator.normal(size=(203, 12)) + 50
+    y[::9] = y[1::9]  # copies: ties go by the index
+    mesh = make_mesh(Mesh(data=devices))
+    for query, options in [(x, {}), (y, {"exclude_self": True})]:
+        want = nearest(query, y, 4, **options)
+        found = nearest(query, y, 4, block=block, mesh=mesh, **options)
+        np.testing.assert_array_equal(found.index, want.index)
+        np.testing.assert_array_equal(found.distance, want.distance)
+
+
+@pytest.mark.parametrize("config", [Mesh(data=2), Mesh(data=2, fsdp=4), Mesh(data=4, tensor=2)])
+def test_blocks_of_distances_over_a_mesh(config):
+    generator = np.random.default_rng(6)
+    x, y = generator.normal(size=(37, 5)), generator.normal(size=(20, 5))
+    expected, seen = np.square(cdist(x, y)), 0
+    for start, squared, error in distance_blocks(x, y, 10, make_mesh(config)):
+        assert start == seen
+        assert (np.abs(squared - expected[start : start + len(squared)]) < error).all()
+        seen += len(squared)
+    assert seen == len(x)
+
+
+def test_devices_tell_each_other_nothing(optimized):
+    mesh = make_mesh(Mesh(data=8))
+    rows = layouts.shared_out(np.zeros((64, 9), np.float32), mesh)
+    columns = layouts.copied(np.zeros((300, 9), np.float32), mesh)
+    own = layouts.shared_out(np.full(64, -1, np.int32), mesh)
+    program = distances._candidates.lower(rows, columns, own, 13).compile()
+    assert program.output_shardings.is_equivalent_to(layouts.split(mesh), 2)
+    assert not re.search("all-|collective-|reduce-scatter", program.as_text())

@@ -5,6 +5,7 @@ import pytest
 from peers import torch_fidelity
 from scipy.spatial.distance import cdist
 
+from genaug.devices import Mesh, make_mesh
 from genaug.evaluation import kernels, kid, kid_subsets, rbf_mmd
 from genaug.evaluation.intervals import normal_quantile
 from genaug.types import UserError
@@ -133,6 +134,15 @@ def test_subsets_agree_with_the_full_matrices():
         values.append(naive(x[some], y[others], cubic))
     found = kid_subsets(x, y, subsets=4, size=30)
     np.testing.assert_allclose(found, (np.mean(values), np.std(values)), rtol=2e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_mesh_moves_no_more_than_last_digits(devices):
+    # Rows that neither 2 nor 8 divide.
+    x, y = features(1101, 0), features(83, 1, scale=1.05)
+    mesh = make_mesh(Mesh(data=devices))
+    np.testing.assert_allclose(kid(x, y, mesh=mesh), kid(x, y), rtol=1e-9)
+    np.testing.assert_allclose(rbf_mmd(x, y, mesh=mesh), rbf_mmd(x, y), rtol=1e-9)
 
 
 def test_refusals():

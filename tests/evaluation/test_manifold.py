@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from genaug.evaluation import manifold_scores
+from genaug.devices import Mesh, make_mesh
+from genaug.evaluation import clipped_scores, distances, manifold_scores
 from genaug.types import UserError
 
 
@@ -92,3 +93,15 @@ def test_refusals():
         manifold_scores(np.zeros((9, 2)), x)
     with pytest.raises(UserError, match="k is 0"):
         manifold_scores(x, x, 0)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_the_mesh_changes_no_score(devices, monkeypatch):
+    # A grid: every radius is met exactly, so one pair decided by its rounding would show.
+    grid = np.stack(np.meshgrid(np.arange(9.0), np.arange(9.0)), axis=-1).reshape(-1, 2) / 3 + 100
+    shifted = (grid + np.array([1 / 3, 0.0]))[:-4]
+    want = manifold_scores(grid, shifted, 2), clipped_scores(grid, shifted, 2)
+    monkeypatch.setattr(distances, "_BLOCK_ENTRIES", 20 * len(grid))
+    mesh = make_mesh(Mesh(data=devices))
+    assert manifold_scores(grid, shifted, 2, mesh=mesh) == want[0]
+    assert clipped_scores(grid, shifted, 2, mesh=mesh) == want[1]

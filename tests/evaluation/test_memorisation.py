@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from genaug.devices import Mesh, make_mesh
 from genaug.evaluation import authenticity, closer_to_train, copies, near_copy_threshold
 from genaug.types import UserError
 
@@ -64,6 +65,24 @@ def test_authenticity_by_hand():
     # 10 has its neighbour at 9: the first two are nearer, the last is not. 0 has its own at 1.
     synthetic = np.array([[12.0], [13.0], [-0.4], [19.5]])
     assert authenticity(synthetic, train).value == 0.25
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_the_mesh_changes_nothing(devices):
+    train, holdout = images(61, 0), images(50, 1)
+    synthetic = np.concatenate([images(30, 2), train[:7]])
+    mesh = make_mesh(Mesh(data=devices))
+
+    def measured(**options):
+        threshold = near_copy_threshold(train, holdout, 0.1, **options)
+        return (
+            threshold,
+            copies(synthetic, train, threshold, **options),
+            closer_to_train(synthetic, train, holdout, 0, **options),
+            authenticity(synthetic, train, **options),
+        )
+
+    assert measured(mesh=mesh) == measured()
 
 
 def test_refusals():
