@@ -55,6 +55,7 @@ def evaluate(options: argparse.Namespace) -> list[Result]:
         labels=Labels(*(each.labels for each in sides)) if labelled else None,
         class_names=train.class_names if labelled else (),
         seed=options.seed,
+        mesh=make_mesh(Mesh()),
     )
 
 
