@@ -239,9 +239,12 @@ def _launch(options: argparse.Namespace, fields: list[str]) -> int:
 
 
 def _report(options: argparse.Namespace, _: list[str]) -> int:
-    from genaug.report import write_report
+    from genaug import report, report_grid
+    from genaug.files import read_json
 
-    print(write_report(options.run))
+    results = options.run / "results.json"
+    of_grid = results.is_file() and "cells" in read_json(results)
+    print((report_grid if of_grid else report).write_report(options.run))
     return 0
 
 

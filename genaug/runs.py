@@ -195,8 +195,6 @@ def open_run(directory: Path) -> Trained:
     except UserError:  # It was trained on more devices than there are here.
         mesh = make_mesh(Mesh())
     found = checkpoint.restore(directory / "checkpoints", layouts.abstract(model.init, mesh))
-    if not found and (splits := sorted(directory.glob("split_*"))):
-        raise UserError(f"{directory} holds a run for every split: name one, as {splits[0]}.")
     if not found:
         raise UserError(f"{directory} has no checkpoint yet: train first, with the same command.")
     state, step = found
@@ -217,6 +215,9 @@ def _described(directory: Path) -> tuple[Experiment, dict[str, Any]]:
     path = directory / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is no run folder: it has no config.json.")
+    for part, of in (("split", "split"), ("cell", "amount of data")):
+        if runs := sorted(directory.glob(f"{part}_*")):
+            raise UserError(f"{directory} holds a run for every {of}: name one, as {runs[0]}.")
     return experiment_from_json(read_json(path), str(path)), read_json(directory / "data.json")
 
 

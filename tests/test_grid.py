@@ -148,6 +148,14 @@ def test_a_grid_from_the_command_line(run_cli, experiment_file, tmp_path, capsys
     assert found["verdict"]["sentence"].split(":")[0] in printed
     assert (directory / "results.json").read_bytes() == before
 
+    page = directory / "report.html"
+    page.unlink()
+    assert run_cli("report", directory) == 0
+    assert page.is_file()
+    assert run_cli("sample", directory) == 2
+    told = capsys.readouterr().err
+    assert f"holds a run for every amount of data: name one, as {directory}/cell_12" in told
+
 
 def test_too_little_data_is_refused_before_anything_is_trained(
     run_cli, experiment_file, tmp_path, capsys
