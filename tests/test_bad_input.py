@@ -146,7 +146,7 @@ DATA = {
         lambda t: source(npz(t / "l.npz", label=np.arange(59) % 3)), 3, ["60 image but 59 label"]
     ),
     "no labels": (
-        lambda t: source(npz(t / "l.npz", label=None)), 3, ["has the class image alone", "genaug train"]
+        lambda t: source(npz(t / "l.npz", label=None)), 3, ["the class image alone", "genaug train"]
     ),
     "NaN pixels": (lambda t: with_floats(t, np.nan), 3, ["1 values are NaN", "image 7"]),
     "infinite pixels": (lambda t: with_floats(t, np.inf), 3, ["NaN or infinite", "image 7"]),
