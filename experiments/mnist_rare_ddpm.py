@@ -18,7 +18,8 @@ Measured with 5 images, 3 splits x 5 seeds, rare-class recall on 1,500 test imag
     none 26.0 ± 2.5, affine + elastic 83.6 ± 2.0, and at one and a half times the strength, the best
     without a generator, 84.9 ± 2.4; affine + elastic + generated (weight 0.25) 86.5 ± 2.3
     verdict: use it; +1.6 points (+1.1 to +2.1, Student's t over splits), in every split above 0
-With 12 images: not measured yet.
+Computed before the audit was extended; training and study are the same. With 12 images: not
+measured yet.
 """
 
 import dataclasses
