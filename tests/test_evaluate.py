@@ -83,7 +83,7 @@ def test_folders_of_images_without_classes_are_compared_by_pixels(
     assert rows[0]["name"] == "fd/pixels"
     assert {row["group"] for row in rows} == {None}
     printed = capsys.readouterr().out
-    assert "! fd/pixels, precision, recall, density, coverage: The class mix" in printed
+    assert "precision, recall, density, coverage: The class mix of the sets was not" in printed
     assert "40 examples are no more than the 64 features of pixels" in printed
     assert run_cli("evaluate", real, made, "--features", "classifier") == 2
     assert "needs the classes of both sets" in capsys.readouterr().err
