@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from genaug import export, sampling
+from genaug import export
+from genaug.bundle import load_sampler
 from genaug.data import Data, load
 from genaug.data.raw import ONE_CLASS
 from genaug.devices import Mesh, make_mesh
@@ -127,7 +128,7 @@ def _is_synthetic(path: Path) -> bool:
 
 def _draw(path: Path, like: Images, seed: int) -> Images:
     """As many images of each class as `like` has, from a bundle; no model is imported for it."""
-    bundle = export.load_sampler(path)
+    bundle = load_sampler(path, make_mesh(Mesh()).devices)
     about = bundle.description
     if "image" not in about["spec"]:
         raise UserError(f"{path} draws {', '.join(about['spec'])}, and images are compared here.")
@@ -142,9 +143,7 @@ def _draw(path: Path, like: Images, seed: int) -> Images:
             )
         numbers = np.array([names.index(name) for name in like.class_names], np.int32)
         cond["label"], found = numbers[like.labels], like
-    key = jax.random.key(seed)
-    draw = jax.jit(lambda rows: bundle(key, rows))
-    drawn = sampling.map_blocks(draw, cond, min(256, len(like.images)))["image"]
+    drawn = bundle.blocks(min(256, len(like.images)))(jax.random.key(seed), cond)["image"]
     return found._replace(images=drawn, source=str(path))
 
 

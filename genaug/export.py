@@ -1,21 +1,11 @@
-"""A sampler as a folder that a program with nothing but JAX can run.
-
-    sampler.stablehlo    jax.export of `sample`: (weights, key data, cond) -> rows, any batch size,
-                         for CPU, CUDA and TPU; weights are an argument, not part of it
-    weights.safetensors  the weights, named by their path
-    bundle.json          spec, conditions, config, versions, licence of the data, file digests
-
-The digests are checked before anything is deserialised.
-"""
+"""Write a sampler as a bundle (`genaug.bundle` has its files), of a model, a run or a bundle."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +17,9 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 import genaug
-from genaug import layouts
-from genaug.files import write_atomically
-from genaug.sampling import check_cond
-from genaug.types import (
-    CondField,
-    DataError,
-    GenerativeModel,
-    LabelSpec,
-    Spec,
-    TokenSpec,
-    Weights,
-)
-
-PLATFORMS = ("cpu", "cuda", "tpu")
-FILES = ("sampler.stablehlo", "weights.safetensors")
+from genaug import bundle, layouts
+from genaug.files import read_json
+from genaug.types import CondField, DataError, GenerativeModel, Spec, UserError, Weights
 
 
 def named(weights: Weights) -> dict[str, Any]:
@@ -60,53 +38,6 @@ def digest(weights: Weights) -> str:
     return sha.hexdigest()
 
 
-def spec_to_json(spec: Spec) -> dict[str, Any]:
-    """A spec as JSON."""
-    bounds = ("num_classes", "num_text")
-    return {
-        name: {
-            "shape": list(value.shape),
-            "dtype": str(value.dtype),
-            **{bound: getattr(value, bound) for bound in bounds if hasattr(value, bound)},
-        }
-        for name, value in spec.items()
-    }
-
-
-def spec_from_json(value: Mapping[str, Any]) -> Spec:
-    """The inverse of `spec_to_json`."""
-
-    def one(entry: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
-        if "num_text" in entry:
-            return TokenSpec(entry["shape"][0], entry["num_text"], entry["num_classes"])
-        if "num_classes" in entry:
-            return LabelSpec(entry["num_classes"])
-        return jax.ShapeDtypeStruct(tuple(entry["shape"]), entry["dtype"])
-
-    return {name: one(entry) for name, entry in value.items()}
-
-
-def conditions_to_json(read: Mapping[str, CondField]) -> dict[str, Any]:
-    """Conditions as JSON: a spec, and a default and bounds where there are any."""
-    specs = spec_to_json({name: field.spec for name, field in read.items()})
-
-    def stated(field: CondField) -> dict[str, Any]:
-        bounds = {"low": field.low, "high": field.high}
-        found = {name: value for name, value in bounds.items() if math.isfinite(value)}
-        return found if field.default is None else {"default": field.default, **found}
-
-    return {name: specs[name] | stated(field) for name, field in read.items()}
-
-
-def conditions_from_json(value: Mapping[str, Any]) -> dict[str, CondField]:
-    """The inverse of `conditions_to_json`."""
-    names = ("default", "low", "high")
-    return {
-        name: CondField(spec, **{k: value[name][k] for k in names if k in value[name]})
-        for name, spec in spec_from_json(value).items()
-    }
-
-
 def conditions(model: GenerativeModel) -> dict[str, CondField]:
     """What the exported sampler reads: all but the optional, which would be other programs."""
     index = CondField(jax.ShapeDtypeStruct((), jnp.int32))
@@ -119,8 +50,13 @@ def write_bundle(
     weights: Weights,
     spec: Spec,
     about: Mapping[str, Any],
+    tokenizer: str | None = None,
 ) -> None:
-    """Write the bundle whole or not at all. `about` (config, data, licence) goes into it as is."""
+    """Write the bundle whole or not at all.
+
+    about:     (config, data, licence) goes into bundle.json as it is.
+    tokenizer: the text of a tokenizer.json, of a model of trained tokens.
+    """
     weights = layouts.to_host(weights)
     structure = jax.tree.structure(weights)
     order = list(named(weights))
@@ -136,84 +72,115 @@ def write_bundle(
         jax.ShapeDtypeStruct((2,), jnp.uint32),
         {k: jax.ShapeDtypeStruct((rows, *v.spec.shape), v.spec.dtype) for k, v in read.items()},
     )
-    exported = jax.export.export(jax.jit(sample), platforms=PLATFORMS)(*abstract)
+    exported = jax.export.export(jax.jit(sample), platforms=bundle.PLATFORMS)(*abstract)
+    description = {
+        "format": bundle.FORMAT,
+        "genaug": genaug.__version__,
+        "jax": jax.__version__,
+        "calling_convention": exported.calling_convention_version,
+        "platforms": list(bundle.PLATFORMS),
+        "spec": bundle.spec_to_json(spec),
+        "conditions": bundle.conditions_to_json(read),
+        "weights_digest": digest(weights),
+        **about,
+    }
     files = {
+        "bundle.json": json.dumps(description, indent=1).encode(),
         "sampler.stablehlo": bytes(exported.serialize()),
         "weights.safetensors": save_safetensors(
             {name: np.asarray(leaf) for name, leaf in named(weights).items()}
         ),
+        **({bundle.TOKENIZER: tokenizer.encode()} if tokenizer is not None else {}),
     }
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, content in files.items():
-        (partial / name).write_bytes(content)
-    description = {
-        "format": 1,
-        "genaug": genaug.__version__,
-        "jax": jax.__version__,
-        "calling_convention": exported.calling_convention_version,
-        "platforms": list(PLATFORMS),
-        "spec": spec_to_json(spec),
-        "conditions": conditions_to_json(read),
-        "weights_digest": digest(weights),
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        **about,
-    }
-    write_atomically(partial / "bundle.json", json.dumps(description, indent=1))
+    partial_folder = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
+    for name, content in {**files, bundle.SUMS: bundle.sums(files)}.items():
+        (partial_folder / name).write_bytes(content)
     shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    partial_folder.rename(directory)
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A sampler read from a bundle: `bundle(key, cond) -> rows`, usable inside `jax.jit`."""
-
-    exported: jax.export.Exported
-    weights: Mapping[str, np.ndarray]
-    description: Mapping[str, Any]
-
-    def __call__(self, key: jax.Array, cond: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """One row per row of `cond`, which holds "index" and every condition without a default.
-
-        Raises:
-            UserError: a condition that the sampler does not read, one that is missing, or one out
-                of bounds (where its values are known: not inside `jax.jit`).
-        """
-        read = conditions_from_json(self.description["conditions"])
-        check_cond(cond, read)
-        rows = len(cond["index"])
-
-        def column(name: str, field: CondField) -> jax.Array:
-            if name in cond:
-                return jnp.asarray(cond[name], field.spec.dtype)
-            assert field.default is not None, "check_cond has seen to it"
-            return jnp.full((rows, *field.spec.shape), field.default, field.spec.dtype)
-
-        full = {name: column(name, field) for name, field in read.items()}
-        return self.exported.call(dict(self.weights), jax.random.key_data(key), full)
+def about_run(directory: Path) -> dict[str, Any]:
+    """What a bundle says of the run that it comes from: config, data, and what was measured."""
+    data = read_json(directory / "data.json")
+    kept = ("name", "licence", "origin", "fingerprint", "class_names", "counts", "tokenizer")
+    about = {
+        "config": read_json(directory / "config.json"),
+        "data": {name: data[name] for name in kept if name in data},
+    }
+    if (path := directory / "results.json").is_file():
+        results = read_json(path)
+        arms = {arm["name"]: arm for arm in results["arms"]}
+        about["verdict"] = results["verdict"]
+        about["measured"] = {
+            "metric": results["metric"],
+            "bar": results["bar"],
+            "candidate": results["candidate"],
+            "gain": arms[results["candidate"]]["against_bar"][results["metric"]],
+            "level": results["level"],
+            "interval": results["interval"],
+            "audit": results["audit"],
+            "drawn": results["drawn"],
+        }
+    return about
 
 
-def load_sampler(directory: str | Path) -> Bundle:
-    """Read a bundle, digests first. DataError names a file that is missing or altered."""
-    directory = Path(directory)
-    path = directory / "bundle.json"
-    if not path.is_file():
-        raise DataError(f"{directory} is no sampler bundle: it has no bundle.json.")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        digests = {name: description["files"][name] for name in FILES}
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is damaged: export the bundle again from its run.") from None
-    content = {}
-    for name, expected in digests.items():
-        file = directory / name
-        content[name] = file.read_bytes() if file.is_file() else b""
-        if hashlib.sha256(content[name]).hexdigest() != expected:
-            state = "has been altered" if file.is_file() else "is missing"
-            raise DataError(f"{file} {state}: export the bundle again from its run.")
-    return Bundle(
-        exported=jax.export.deserialize(bytearray(content["sampler.stablehlo"])),
-        weights=load_safetensors(content["weights.safetensors"]),
-        description=description,
+def export_run(run: Path, out: Path) -> None:
+    """A bundle of what a run trained."""
+    from genaug import runs
+
+    trained = runs.open_run(run)
+    tokenizer = run / bundle.TOKENIZER
+    write_bundle(
+        out,
+        trained.model,
+        trained.weights,
+        trained.spec,
+        about_run(run),
+        tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None,
     )
+
+
+def export_again(source: Path, out: Path) -> None:
+    """A bundle for the JAX that is here, of another's weights and config; its program is not read.
+
+    Raises:
+        DataError: a bundle that is damaged, or was made without its experiment's config.
+    """
+    from genaug.config import experiment_from_json
+
+    files = bundle.read_files(source)
+    description = bundle.describe(source, files)
+    if "config" not in description:
+        raise DataError(f"{source} was written without its config: export it where it was trained.")
+    experiment = experiment_from_json(description["config"], str(source / "bundle.json"))
+    spec = bundle.spec_from_json(description["spec"])
+    model = experiment.model.make(spec)
+    shapes = jax.eval_shape(lambda key: model.weights(model.init(key)), jax.random.key(0))
+    found = load_safetensors(files["weights.safetensors"])
+    expected = {name: leaf.shape for name, leaf in named(shapes).items()}
+    if expected != {name: array.shape for name, array in found.items()}:
+        raise DataError(
+            f"the weights of {source} are not those of its config under genaug "
+            f"{genaug.__version__}: use genaug {description['genaug']}."
+        )
+    weights = jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in expected])
+    kept = ("config", "data", "verdict", "measured")
+    about = {name: description[name] for name in kept if name in description}
+    tokenizer = files.get(bundle.TOKENIZER)
+    write_bundle(out, model, weights, spec, about, tokenizer.decode() if tokenizer else None)
+
+
+def export(source: Path, out: Path, card: bool) -> str:
+    """What `genaug export` does; returns what it says."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already: name another folder.")
+    is_bundle = (source / "bundle.json").is_file()
+    (export_again if is_bundle else export_run)(source, out)
+    if card:
+        from genaug.card import write_card
+
+        write_card(out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    return f"{out}: {size / 2**20:.1f} MiB; genaug.load_sampler({str(out)!r}) draws from it"

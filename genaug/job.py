@@ -227,14 +227,7 @@ def run_job(run: Prepared, console: Console) -> dict[str, Any]:
     results = assemble(run, drawn, baselines, generative, arms.parts, judged, comparison, audited)
     save_arrays(run.directory / "study" / "pictures.npz", pictures(run, drawn))
     write_json(run.directory / "results.json", results)
-    about = {
-        "config": read_json(run.directory / "config.json"),
-        "data": {
-            k: results["data"][k]
-            for k in ("name", "licence", "origin", "fingerprint", "class_names")
-        },
-        "verdict": results["verdict"],
-    }
+    about = export.about_run(run.directory)
     export.write_bundle(run.directory / "export", run.model, weights, run.dataset.spec, about)
     report.write_report(run.directory)
     return results

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from genaug import layouts
 from genaug.devices import ROWS, DeviceMesh
@@ -235,6 +235,36 @@ def compile_rows(
 
     program = _with_kernels(run, mesh)
     return _of_rows(program, mesh, in_shardings=(None, layouts.whole(mesh), layouts.split(mesh)))
+
+
+def over_rows(function: Callable[..., Any], mesh: jax.sharding.Mesh | None) -> Callable[..., Any]:
+    """`(weights, key, rows) -> rows` over the devices of a program that is not ours, inside its
+    `jax.jit` or not: each draws its share of the rows and needs nothing of the others.
+
+    Rows that the devices do not divide are filled up with copies of the first.
+    """
+    if mesh is None:
+        return function
+    whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
+    on_each = jax.shard_map(
+        function, mesh=mesh, in_specs=(whole, whole, split), out_specs=split, check_vma=False
+    )
+
+    def run(weights: Weights, key: jax.Array, rows: Batch) -> Any:
+        count = len(jax.tree.leaves(rows)[0])
+        missing = -count % mesh.size
+
+        def filled(column: jax.Array) -> jax.Array:
+            column = jnp.concatenate([column, jnp.repeat(column[:1], missing, axis=0)])
+            return jax.device_put(column, NamedSharding(mesh, split))
+
+        weights, key = jax.device_put((weights, key), NamedSharding(mesh, whole))
+        drawn = on_each(weights, key, jax.tree.map(filled, rows))
+        if not missing:
+            return drawn
+        return jax.tree.map(lambda x: x[:count], jax.device_put(drawn, NamedSharding(mesh, whole)))
+
+    return run
 
 
 def compile_replicas(

@@ -8,10 +8,10 @@ from functools import partial
 
 from genaug import config, plan_lock, plan_search, plan_table, topologies, train
 from genaug import plan as planning
+from genaug.bundle import spec_to_json
 from genaug.config import Experiment
 from genaug.data.spec import spec_of
 from genaug.devices import use_cpu_cores_as_devices
-from genaug.export import spec_to_json
 from genaug.files import write_json
 from genaug.types import UserError
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from genaug import config as configs
 from genaug import flops, hlo, layouts, parallel, topologies
+from genaug.bundle import spec_from_json
 from genaug.config import Experiment
 from genaug.devices import (
     DeviceMesh,
@@ -29,7 +30,6 @@ from genaug.devices import (
     mesh_elsewhere,
     use_cpu_cores_as_devices,
 )
-from genaug.export import spec_from_json
 from genaug.train import Train
 from genaug.types import GenerativeModel, Spec, UserError
 

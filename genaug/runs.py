@@ -16,6 +16,7 @@ import numpy as np
 
 import genaug
 from genaug import checkpoint, layouts
+from genaug.bundle import spec_from_json, spec_to_json
 from genaug.checks import (
     check,
     check_base,
@@ -33,7 +34,6 @@ from genaug.data.text import TextData
 from genaug.data.text_dataset import TextDataset
 from genaug.data.tokens import BPE, Tokenizer, read_tokenizer
 from genaug.devices import DeviceMesh, Mesh, check_batch_size, make_mesh
-from genaug.export import spec_from_json, spec_to_json
 from genaug.files import read_json, write_atomically, write_json
 from genaug.processes import agree, together
 from genaug.state import started_from

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genaug import parallel
+from genaug.data.synthetic import SyntheticSource
 from genaug.devices import DeviceMesh
 from genaug.types import CondField, GenerativeModel, LabelSpec, TokenSpec, UserError, Weights
 
@@ -34,6 +36,25 @@ class Sampler:
         """One row per row of `cond`: "index" int32 [n], and what else the family reads."""
         check_cond(cond, self.reads)
         return map_blocks(lambda rows: self.program(self.weights, key, rows), cond, self.block_size)
+
+    def source(self, plan: int | Rows, seed: int = 0) -> SyntheticSource:
+        """Synthetic examples as a random-access source for Grain, drawn as they are read.
+
+        plan: how many; or conditions, one row an example, as {"label": int32 [n]}. Example i has
+              the address i, or plan["index"][i].
+
+        Raises:
+            UserError: conditions that the model does not read, lacks, or that are out of bounds.
+        """
+        columns = {} if isinstance(plan, int) else dict(plan)
+        count = plan if isinstance(plan, int) else len(next(iter(columns.values()), ()))
+        if count < 1:
+            raise UserError(f"The plan is for {count} examples; it must be for at least 1.")
+        columns.setdefault("index", np.arange(count, dtype=np.int32))
+        check_cond(columns, self.reads)
+        return SyntheticSource(
+            partial(self, jax.random.key(seed)), columns, block_size=self.block_size
+        )
 
 
 def check_cond(cond: Mapping[str, Any], reads: Mapping[str, CondField]) -> None:

@@ -1,27 +1,23 @@
 """The bundle: what it draws, what it refuses, and that a program without genaug can run it."""
 
-import hashlib
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from safetensors.numpy import load_file
 
-from genaug.export import (
-    conditions,
-    digest,
-    load_sampler,
-    named,
-    spec_from_json,
-    spec_to_json,
-    write_bundle,
-)
+from genaug.bundle import load_sampler, spec_from_json, spec_to_json, sums
+from genaug.export import conditions, digest, named, write_bundle
 from genaug.models.cvae import CVAE
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
@@ -29,7 +25,7 @@ from genaug.types import DataError, LabelSpec, TokenSpec, UserError
 
 SPEC = {"image": jax.ShapeDtypeStruct((6, 5, 1), np.uint8), "label": LabelSpec(3)}
 MODEL = CVAE(latent_dim=3, net=MLP(hidden=(8,))).make(SPEC)
-FILES = ["sampler.stablehlo", "weights.safetensors"]
+FILES = ["bundle.json", "sampler.stablehlo", "weights.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +42,7 @@ def written(weights, tmp_path_factory):
 
 @pytest.fixture
 def bundle_copy(written, tmp_path):
-    for name in (*FILES, "bundle.json"):
-        (tmp_path / name).write_bytes((written / name).read_bytes())
-    return tmp_path
+    return Path(shutil.copytree(written, tmp_path / "copy"))
 
 
 def cond(count):
@@ -116,11 +110,17 @@ def test_a_bundle_describes_itself(written, weights):
     assert (description["licence"], description["config"]) == ("CC0", {"name": "x"})
     assert description["weights_digest"] == digest(weights)
     assert spec_from_json(description["spec"]) == SPEC
-    assert {path.name for path in written.iterdir()} == {*FILES, "bundle.json"}
+    assert {path.name for path in written.iterdir()} == {*FILES, "SHA256SUMS"}
     assert [path.name for path in written.parent.iterdir()] == ["export"]
-    for name in FILES:
-        content = (written / name).read_bytes()
-        assert description["files"][name] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_digests_are_those_of_sha256sum(written):
+    if shutil.which("sha256sum") is None:
+        pytest.skip("sha256sum is not on this machine")
+    check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=written, capture_output=True).returncode == 0
+    lines = (written / "SHA256SUMS").read_text().splitlines()
+    assert [line.split("  ")[1] for line in lines] == FILES
 
 
 def test_weights_are_stored_by_their_path(written, weights):
@@ -146,7 +146,8 @@ def no_deserialisation(monkeypatch):
         pytest.fail("a file was deserialised before its digest was checked")
 
     monkeypatch.setattr(jax.export, "deserialize", fail)
-    monkeypatch.setattr("genaug.export.load_safetensors", fail)
+    monkeypatch.setattr("genaug.bundle.load_safetensors", fail)
+    monkeypatch.setattr("genaug.bundle.describe", fail)
 
 
 @pytest.mark.usefixtures("no_deserialisation")
@@ -177,11 +178,109 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
 
 
 @pytest.mark.usefixtures("no_deserialisation")
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"files": {}}', '{"files": 3}'])
-def test_a_damaged_description_is_refused(content, bundle_copy):
-    (bundle_copy / "bundle.json").write_text(content)
-    with pytest.raises(DataError, match=r"bundle\.json"):
+def test_a_thousand_flipped_bits_and_cuts_are_refused_before_anything_is_parsed(written, tmp_path):
+    draw = np.random.default_rng(0)
+    names = [*FILES, "SHA256SUMS"]
+    contents = {name: (written / name).read_bytes() for name in names}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for trial in range(1000):
+        name = names[draw.integers(len(names))]
+        changed = bytearray(contents[name])
+        place = int(draw.integers(len(changed)))
+        if trial % 4 == 0:
+            del changed[place:]
+        else:
+            changed[place] ^= 1 << int(draw.integers(8))
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(DataError, match="has been altered"):
+            load_sampler(tmp_path)
+        (tmp_path / name).write_bytes(contents[name])
+
+
+def rewritten(directory, **changes):
+    """A bundle that says something else, with digests that agree."""
+    path = directory / "bundle.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    files = {name: (directory / name).read_bytes() for name in FILES}
+    (directory / "SHA256SUMS").write_bytes(sums(files))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"format": 2}, "format 2 and this genaug reads 1"),
+        ({"calling_convention": 1}, "calling convention 1, and jax .* again with `genaug export"),
+        ({"calling_convention": 99}, "calling convention 99, and jax .* again with"),
+        ({"platforms": ["tpu"]}, "for tpu, and JAX runs on cpu here: write it again"),
+    ],
+)
+def test_a_bundle_that_cannot_run_here_says_how_to_make_one_that_can(changes, message, bundle_copy):
+    rewritten(bundle_copy, **changes)
+    with pytest.raises(DataError, match=message):
         load_sampler(bundle_copy)
+
+
+def test_a_program_that_xla_cannot_read_is_an_error_in_words(bundle_copy):
+    (bundle_copy / "sampler.stablehlo").write_bytes(b"of another time")
+    rewritten(bundle_copy)
+    with pytest.raises(DataError, match=r"cannot read it .* again with `genaug export"):
+        load_sampler(bundle_copy)
+
+
+def test_a_seed_is_its_key_and_other_keys_are_refused(written, key):
+    sampler = load_sampler(written)
+    drawn = sampler(key, cond(3))["image"]
+    for same in (0, np.int64(0), jax.random.PRNGKey(0)):
+        np.testing.assert_array_equal(sampler(same, cond(3))["image"], drawn)
+    for wrong in (jax.random.key(0, impl="rbg"), jax.random.split(key)):
+        with pytest.raises(UserError, match="takes a seed or one key"):
+            sampler(wrong, cond(3))
+
+
+def test_rows_and_keys_may_be_vmapped(written, key):
+    sampler = load_sampler(written)
+    many = jax.tree.map(lambda x: x.reshape(2, 3), cond(6))
+    by_rows = jax.vmap(lambda rows: sampler(key, rows)["image"])(many)
+    np.testing.assert_array_equal(by_rows.reshape(6, 6, 5, 1), sampler(key, cond(6))["image"])
+    keys = jax.random.split(key, 2)
+    by_key = jax.jit(jax.vmap(lambda key: sampler(key, cond(4))["image"]))(keys)
+    by_both = jax.vmap(lambda key, rows: sampler(key, rows)["image"])(keys, many)
+    for i in range(2):
+        np.testing.assert_array_equal(by_key[i], sampler(keys[i], cond(4))["image"])
+        row = jax.tree.map(lambda x, i=i: x[i], many)
+        np.testing.assert_array_equal(by_both[i], sampler(keys[i], row)["image"])
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("count", [3, 16])
+def test_rows_are_drawn_on_anyone_s_mesh(kind, count, written, key):
+    mesh = jax.make_mesh((4, 2), ("their", "axes"), axis_types=(kind,) * 2)
+    there, here = load_sampler(written, mesh), load_sampler(written)
+    want = here(key, cond(count))
+    for draw in (there, jax.jit(there)):
+        got = draw(key, cond(count))
+        for name, value in want.items():
+            np.testing.assert_array_equal(got[name], value)
+    if count == 16:
+        assert len(jax.jit(there)(key, cond(16))["image"].sharding.device_set) == 8
+        text = jax.jit(there).lower(key, cond(16)).compile().as_text()
+        assert "all-" not in text, "no device needs another's rows"
+
+
+def test_a_sampler_is_a_pytree_whose_weights_may_be_arguments(written, key):
+    sampler = load_sampler(written)
+    draw = jax.jit(lambda sampler, key: sampler(key, cond(2))["image"])
+    np.testing.assert_array_equal(draw(sampler, key), sampler(key, cond(2))["image"])
+    empty = jax.tree.map(jnp.zeros_like, sampler)
+    assert np.ptp(draw(empty, key)) == 0
+    assert draw._cache_size() == 1
+
+
+def test_blocks_draw_any_number_of_rows(written, key):
+    sampler = load_sampler(written)
+    drawn = sampler.blocks(4)(key, {k: np.asarray(v) for k, v in cond(11).items()})
+    np.testing.assert_array_equal(drawn["image"], sampler(key, cond(11))["image"])
 
 
 def test_a_spec_survives_json():
@@ -213,38 +312,32 @@ def test_a_digest_depends_on_names_shapes_types_and_bytes():
     assert len({digest(other) for other in (base, *others)}) == 5
 
 
-BY_HAND = """
-import hashlib, json, pathlib, sys
-import jax, jax.export, numpy as np
-from safetensors.numpy import load_file
-
-directory = pathlib.Path(sys.argv[1])
-about = json.loads((directory / "bundle.json").read_text())
-for name, sha in about["files"].items():
-    assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == sha
-program = jax.export.deserialize(bytearray((directory / "sampler.stablehlo").read_bytes()))
-weights = load_file(directory / "weights.safetensors")
-values = {"index": range(3, 8), "label": [i % 3 for i in range(3, 8)], "temperature": [1.0] * 5}
-cond = {
-    name: np.asarray(list(values[name]), field["dtype"])
-    for name, field in about["conditions"].items()
-}
-rows = program.call(weights, jax.random.key_data(jax.random.key(0)), cond)
+READER = Path(__file__).parents[1] / "experiments" / "import" / "bundle_reader.py"
+ALONE = f"""
+import runpy, sys
+runpy.run_path({str(READER)!r}, run_name="__main__")
 assert not [name for name in sys.modules if name.split(".")[0] in ("genaug", "flax", "optax")]
-np.savez(sys.argv[2], **rows)
 """
 
 
 def test_a_program_without_genaug_can_run_a_bundle(written, weights, tmp_path, key):
     target = tmp_path / "rows.npz"
     subprocess.run(
-        [sys.executable, "-c", BY_HAND, str(written), str(target)],
+        [sys.executable, "-c", ALONE, str(written), str(target), "5"],
         check=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         cwd=tmp_path,
     )
-    index = jnp.arange(3, 8)
+    index = jnp.arange(5)
     want = jax.jit(MODEL.sample)(weights, key, {"index": index, "label": index % 3})
     with np.load(target) as rows:
         assert set(rows) == {"image", "label"}
         np.testing.assert_array_equal(rows["image"], want["image"])
+    assert len(READER.read_text().splitlines()) <= 60
+
+
+def test_the_reader_refuses_what_was_altered(bundle_copy):
+    load = runpy.run_path(str(READER))["load_sampler"]
+    (bundle_copy / "weights.safetensors").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"weights\.safetensors has been altered"):
+        load(bundle_copy)

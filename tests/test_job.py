@@ -13,6 +13,7 @@ import pytest
 from tiny_run import files, subprocess_environment, tiny
 
 from genaug import arms, checkpoint, export, job, parallel, report, runs
+from genaug.bundle import load_sampler
 from genaug.data import splits as splitting
 from genaug.devices import DeviceMesh
 from genaug.evaluation import study as studies
@@ -107,12 +108,12 @@ def test_every_synthetic_image_is_drawn_again_from_its_address(finished):
 
     source = tfds.builder_from_directory(finished / "synthetic").as_data_source("train")
     rows = [source[i] for i in range(len(source))]
-    bundle = export.load_sampler(finished / "export")
+    sampler = load_sampler(finished / "export")
     cond = {
         "index": np.array([row["index"] for row in rows], np.int32),
         "label": np.array([row["label"] for row in rows], np.int32),
     }
-    drawn = bundle(job.keys(int(rows[0]["seed"]))["sample"], cond)
+    drawn = sampler(job.keys(int(rows[0]["seed"]))["sample"], cond)
     stored = np.stack([row["image"] for row in rows]).astype(int)
     assert np.abs(np.asarray(drawn["image"]).astype(int) - stored).max() <= 1
 

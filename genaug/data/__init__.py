@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from genaug.data.listing import Entry, catalogue
     from genaug.data.splits import Splits, split
     from genaug.data.store import write_examples
+    from genaug.data.synthetic import SyntheticSource, mix
     from genaug.data.text_dataset import TextDataset, train_tokenizer
     from genaug.data.tokens import BPE, Bytes, Tokenizer, bpe, read_tokenizer, show, train_bpe
 
@@ -35,6 +36,7 @@ __all__ = [
     "Dataset",
     "Entry",
     "Splits",
+    "SyntheticSource",
     "TextData",
     "TextDataset",
     "Tokenizer",
@@ -42,6 +44,7 @@ __all__ = [
     "bpe",
     "catalogue",
     "load",
+    "mix",
     "pipeline",
     "read_tokenizer",
     "show",
@@ -57,12 +60,14 @@ _HOME = {
     "Dataset": "dataset",
     "Entry": "listing",
     "Splits": "splits",
+    "SyntheticSource": "synthetic",
     "TextDataset": "text_dataset",
     "Tokenizer": "tokens",
     "batches": "batching",
     "bpe": "tokens",
     "catalogue": "listing",
     "load": "dataset",
+    "mix": "synthetic",
     "pipeline": "batching",
     "read_tokenizer": "tokens",
     "show": "tokens",

@@ -17,10 +17,10 @@ from typing import Any
 
 from genaug import config, topologies, train
 from genaug import plan as planning
+from genaug.bundle import spec_to_json
 from genaug.config import Experiment
 from genaug.data.spec import spec_of
 from genaug.devices import check_elsewhere
-from genaug.export import spec_to_json
 from genaug.files import write_atomically
 from genaug.launch import CLOUD, Launch, Target, render
 from genaug.launch.options import COMMON, FLAGS, IN_A_CLOUD, target_of, words

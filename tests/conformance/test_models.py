@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from genaug import checkpoint, export, layouts, parallel
+from genaug.bundle import load_sampler
 from genaug.data import batches, pipeline
 from genaug.devices import DeviceMesh, Mesh, make_mesh
 from genaug.sampling import make_sampler, make_scorer
@@ -260,10 +261,10 @@ def test_saved_restored_and_continued_equals_unbroken(case, trained, tmp_path):
 def test_exported_and_loaded_equals_the_sampler(case, trained, tmp_path):
     weights = jax.device_get(case.model.weights(trained[0]))
     export.write_bundle(tmp_path / "export", case.model, weights, case.dataset.spec, {})
-    bundle = export.load_sampler(tmp_path / "export")
+    sampler = load_sampler(tmp_path / "export")
     key, cond = jax.random.key(5), cond_of(case, 6)
     want = make_sampler(case.model, weights, mesh_of(1), block_size=6)(key, cond)
-    got = bundle(key, cond)
+    got = sampler(key, cond)
     assert got.keys() == want.keys()
     for name, value in got.items():
         np.testing.assert_array_equal(np.asarray(value), want[name])

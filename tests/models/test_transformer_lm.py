@@ -13,6 +13,7 @@ import scipy.special
 import scipy.stats
 
 from genaug import export
+from genaug.bundle import load_sampler
 from genaug.devices import Mesh, make_mesh
 from genaug.models.transformer_lm import TransformerLM, gpt2, target_nll
 from genaug.nets import transformer
@@ -373,11 +374,11 @@ def test_defaults_are_the_config_s(key):
 def test_exported_sampler_is_the_sampler(tmp_path, key):
     model, weights, sample = made()
     export.write_bundle(tmp_path / "export", model, weights, spec_of(), {})
-    bundle = export.load_sampler(tmp_path / "export")
+    sampler = load_sampler(tmp_path / "export")
     for count in (1, 5):
         cond = cond_of(range(count), **prompts([2, 0, 7, 1, 0][:count]))
         cond |= {"top_p": jnp.linspace(0.5, 1.0, count)}
-        got, want = bundle(key, cond), sample(weights, key, cond)
+        got, want = sampler(key, cond), sample(weights, key, cond)
         for name in want:
             np.testing.assert_array_equal(got[name], want[name])
 
