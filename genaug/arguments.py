@@ -47,18 +47,13 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--run-dir", type=Path, help="where results go (default: runs/NAME)")
         sub.add_argument("--from-run", type=Path, help="take the config of this run folder")
         _process_options(sub)
-    sample = command("sample", "draw samples from a run folder's trained model")
-    sample.add_argument("run", type=Path, help="a run folder")
-    sample.add_argument("--class", dest="class_name", help="class name (default: all, in turn)")
-    sample.add_argument("--n", type=int, default=100, help="how many samples (default 100)")
-    sample.add_argument("--out", type=Path, help="a folder of PNGs, or a file.npz")
-    sample.add_argument("--seed", type=int, default=0, help="another seed, other samples")
-    sample.add_argument("--first", type=int, default=0, help="address of the first sample")
-    sample.epilog = (
-        "What the model's sampler reads is an option too: --temperature 0.8, --guidance 2, "
-        "--near IMAGE [--toward IMAGE]. One that it does not read is answered with those it does. "
-        + EPILOG
-    )
+    _sample_options(command("sample", "draw any number of samples from a run or a sampler bundle"))
+    export = command("export", "write the sampler of a run as a bundle, or a bundle for this JAX")
+    export.add_argument("source", type=Path, help="a run folder or a sampler bundle")
+    export.add_argument("out", type=Path, help="a new folder")
+    export.add_argument("--card", action="store_true",
+                        help="also a README.md (data, licence, measured gain, known failures), "
+                        "config.json and samples.png, as model hubs read them")  # fmt: skip
     evaluate = command("evaluate", "compare a synthetic set with a real one")
     evaluate.add_argument(
         "real", help="a folder of images or of class folders, an .npz or a prepared dataset"
@@ -116,6 +111,27 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--run-dir", type=Path, help="try to write here, each process its part")
     _process_options(doctor)
     return top
+
+
+def _sample_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path, help="a run folder or a sampler bundle")
+    sub.add_argument("--class", dest="class_name", help="class name (default: all, in turn)")
+    sub.add_argument("--n", type=int, default=100, help="how many samples (default 100)")
+    sub.add_argument(
+        "--format",
+        choices=("folder", "jsonl", "npz", "arrayrecord"),
+        help="PNGs in class folders, JSON lines, arrays, or a dataset for TFDS and --data.source "
+        "(default: by --out's ending, else folder or jsonl)",
+    )
+    sub.add_argument("--out", type=Path, help="a new folder or file (default: drawn, in the run)")
+    sub.add_argument("--seed", type=int, default=0, help="another seed, other samples")
+    sub.add_argument("--first", type=int, default=0, help="address of the first sample")
+    _process_options(sub)
+    sub.epilog = (
+        "What the model's sampler reads is an option too: --temperature 0.8, --guidance 2, "
+        "--near IMAGE [--toward IMAGE]. One that it does not read is answered with those it does. "
+        "A drawing that was stopped goes on with the same command. " + EPILOG
+    )
 
 
 def _process_options(sub: argparse.ArgumentParser) -> None:

@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             "run": _run,
             "train": _run,
             "sample": _sample,
+            "export": _export,
             "evaluate": _evaluate,
             "plan": _plan,
             "launch": _launch,
@@ -198,10 +199,18 @@ def _remove_if_unused(directory: Path, existed: bool) -> None:
 
 
 def _sample(options: argparse.Namespace, conditions: list[str]) -> int:
-    console = _start(options)
-    from genaug.commands import sample
+    with _started(options) as console:
+        from genaug.sample_command import sample
 
-    console.print(f"{sample(options, conditions)}")
+        console.print(f"{sample(options, conditions, console)}")
+    return 0
+
+
+def _export(options: argparse.Namespace, _: list[str]) -> int:
+    console = _start(options)
+    from genaug.export import export
+
+    console.print(export(options.source, options.out, options.card))
     return 0
 
 
@@ -249,9 +258,9 @@ def _report(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace, _: list[str]) -> int:
-    from genaug.commands import data_list
+    from genaug.data.listing import listed
 
-    print(data_list())
+    print(listed())
     return 0
 
 

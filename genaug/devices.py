@@ -84,6 +84,11 @@ def make_mesh(config: Mesh) -> DeviceMesh:
     return _arranged(found, shape, config, machine)
 
 
+def own_mesh() -> DeviceMesh:
+    """The devices of this process alone, each with a copy of the state."""
+    return _device_mesh(np.array(jax.local_devices()).reshape(-1, 1, 1), Mesh())
+
+
 def mesh_elsewhere(config: Mesh, name: str, libtpu: tuple[str, dict[str, Any]]) -> DeviceMesh:
     """The mesh a config asks for, of TPUs that are not here: to compile for, not to run on.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from genaug.data.config import data_directory
 from genaug.data.sources import DIGITS_LICENCE, MNIST_FILE, MNIST_LICENCE, package_file
 from genaug.data.text_sources import FORTUNES, FORTUNES_LICENCE, PYDOC_LICENCE, fortune_files
+from genaug.logs import plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,18 @@ def catalogue(directory: str | None = None) -> list[Entry]:
     Images first, then texts.
     """
     return [*_built_in(), *_prepared(data_directory(directory)), *_forms(), *_texts()]
+
+
+def listed() -> str:
+    """The catalogue in words: every dataset within reach, and how to get what is not."""
+    lines = []
+    for entry in catalogue():
+        state = "found" if entry.found else "not found"
+        lines.append(plain(f"{entry.name}  ({entry.kind}, {state})"))
+        for title in ("where", "size", "licence", "how"):
+            if value := getattr(entry, title):
+                lines.append(plain(f"    {title:8}{value}"))
+    return "\n".join(lines)
 
 
 def _built_in() -> list[Entry]:
