@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -587,11 +588,17 @@ def test_nothing_runs_on_when_the_launcher_ends(two, tmp_path, machine, signal, 
     machine.add("genaug", f'{FAKE_GENAUG}\necho $$ >"$STATE/pid$id"; exec sleep 1000')
     path = tmp_path / "launch.sh"
     path.write_text(two())
-    with subprocess.Popen(["bash", str(path)], cwd=tmp_path) as process:
-        pids = [tmp_path / f"pid{i}" for i in range(2)]
-        wait_for(lambda: all(one.exists() and one.read_text() for one in pids))
-        subprocess.run(["kill", f"-{signal}", str(process.pid)], check=True)
-        assert process.wait(timeout=30) == code
+    # Tests that run in the background ignore Ctrl-C, and so would what they start.
+    heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    begin = [sys.executable, "-c", heard + "os.execvp('bash', ['bash', sys.argv[1]])", str(path)]
+    with subprocess.Popen(begin, cwd=tmp_path) as process:
+        try:
+            pids = [tmp_path / f"pid{i}" for i in range(2)]
+            wait_for(lambda: all(one.exists() and one.read_text() for one in pids))
+            subprocess.run(["kill", f"-{signal}", str(process.pid)], check=True)
+            assert process.wait(timeout=30) == code
+        finally:
+            process.kill()
     wait_for(lambda: not any(alive(int(one.read_text())) for one in pids))
 
 
