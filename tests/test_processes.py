@@ -106,6 +106,27 @@ def test_the_main_job_in_two_processes(finished, experiment_file, environment, t
     assert "Report" not in logs[1]
 
 
+def test_two_processes_draw_what_one_draws(finished, run_cli, environment, tmp_path):
+    """Of a run and of a bundle: a part each, in turn, and one of them writes the whole."""
+    environment["GENAUG_CPU_DEVICES"] = "2"
+    options = ("--n", 9000, "--seed", 3, "--out")
+    assert run_cli("sample", finished, *options, tmp_path / "one.npz") == 0
+    one = np.load(tmp_path / "one.npz")
+    for name, source in (("run", finished), ("bundle", finished / "export")):
+        out = tmp_path / f"{name}.npz"
+        codes, logs = ended(
+            start(genaug(2, "sample", source, *options, out), environment, tmp_path), tmp_path
+        )
+        assert codes == [0, 0], logs
+        assert "9000 examples" in logs[0]
+        two = np.load(out)
+        np.testing.assert_array_equal(two["label"], one["label"])
+        np.testing.assert_array_equal(two["index"], np.arange(9000))
+        difference = np.abs(two["image"].astype(int) - one["image"].astype(int))
+        assert difference.max() <= 1, "a byte may be rounded the other way"
+        assert np.mean(difference) < 1e-3
+
+
 def test_training_goes_on_in_another_number_of_processes(experiment_file, environment, tmp_path):
     def train(directory, count):
         command = ("train", experiment_file, "--run-dir", directory, "--mesh.data", "-1")
