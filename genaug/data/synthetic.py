@@ -34,13 +34,15 @@ class SyntheticSource:
     each start JAX: write the examples with `genaug sample --format arrayrecord` for those.
     """
 
-    def __init__(self, draw: Draw, plan: Plan, *, block_size: int = 256, kept_blocks: int = 8):
+    def __init__(self, draw: Draw, plan: Plan, *, block_size: int = 256, kept_bytes: int = 2**29):
         """draw: the sampler, bound to its key: one row per row of a plan's part.
 
-        plan:  conditions, one row an example, "index" among them.
+        plan:       conditions, one row an example, "index" among them.
+        kept_bytes: of blocks, two at least. Grain's threads read a batch each at the same time, so
+                    it should hold some 20 batches.
         """
         self._draw, self._plan = draw, dict(plan)
-        self._block_size, self._kept = block_size, max(kept_blocks, 2)
+        self._block_size, self._kept_bytes = block_size, kept_bytes
         self._blocks: OrderedDict[int, Future[dict[str, np.ndarray]]] = OrderedDict()
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="genaug-draw")
@@ -83,7 +85,7 @@ class SyntheticSource:
 
     def _with(self, plan: Plan) -> SyntheticSource:
         return SyntheticSource(
-            self._draw, plan, block_size=self._block_size, kept_blocks=self._kept
+            self._draw, plan, block_size=self._block_size, kept_bytes=self._kept_bytes
         )
 
     def _block(self, number: int) -> dict[str, np.ndarray]:
@@ -92,11 +94,14 @@ class SyntheticSource:
             for wanted in (number, number + 1) if in_order else (number,):
                 if wanted not in self._blocks and wanted * self._block_size < len(self):
                     self._blocks[wanted] = self._thread.submit(self._drawn, wanted)
-            self._blocks.move_to_end(number)
-            while len(self._blocks) > self._kept:
-                self._blocks.popitem(last=False)
             found = self._blocks[number]
-        return found.result()
+            self._blocks.move_to_end(number)
+        block = found.result()
+        most = max(2, self._kept_bytes // max(sum(column.nbytes for column in block.values()), 1))
+        with self._lock:
+            while len(self._blocks) > most:
+                self._blocks.popitem(last=False)
+        return block
 
     def _drawn(self, number: int) -> dict[str, np.ndarray]:
         rows = slice(number * self._block_size, (number + 1) * self._block_size)

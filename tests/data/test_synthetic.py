@@ -57,7 +57,7 @@ def test_a_block_is_drawn_once_and_the_next_ahead_of_its_use():
 
 
 def test_far_jumps_draw_what_they_need_alone_and_old_blocks_are_dropped():
-    source, drawn = source_of(160, kept_blocks=2)
+    source, drawn = source_of(160, kept_bytes=2 * 16 * 8)
     for i in (150, 40, 100, 150):
         source[i]
     assert [block[0] for block in drawn] == [144, 32, 96, 144]
