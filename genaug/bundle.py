@@ -28,7 +28,7 @@ from jax.custom_batching import custom_vmap
 from safetensors.numpy import load as load_safetensors
 
 from genaug.data.synthetic import SyntheticSource
-from genaug.parallel import over_rows
+from genaug.parallel import compile_over_rows, on_all, over_rows
 from genaug.sampling import Rows, Sampler, check_cond
 from genaug.types import CondField, DataError, LabelSpec, Spec, TokenSpec, UserError
 
@@ -161,8 +161,7 @@ def load_sampler(directory: str | Path, mesh: Any = None) -> Bundle:
             f"{made}, and jax {jax.__version__} cannot read it ({str(error)[:100]}): {again}"
         ) from error
     weights = load_safetensors(files["weights.safetensors"])
-    return Bundle({k: jnp.asarray(v) for k, v in weights.items()}, _Program(exported, description),
-                  mesh)  # fmt: skip
+    return Bundle(on_all(weights, mesh), _Program(exported, description), mesh)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,10 +223,13 @@ class Bundle:
     def blocks(self, block_size: int = 256) -> Sampler:
         """The same sampler for any number of rows, in NumPy, drawn in blocks of one size."""
 
-        def program(weights: Any, key: jax.Array, rows: Any) -> dict[str, Any]:
+        def draw(weights: Any, key: jax.Array, rows: Any) -> dict[str, Any]:
             return Bundle(weights, self.program, self.mesh)(key, rows)
 
-        return Sampler(jax.jit(program), self.weights, block_size, self.reads)
+        size = self.mesh.size if self.mesh else 1
+        block_size = -(-block_size // size) * size
+        program = compile_over_rows(draw, self.mesh)
+        return Sampler(program, self.weights, block_size, self.reads)
 
     def source(self, plan: int | Rows, seed: int = 0) -> SyntheticSource:
         """Synthetic examples as a random-access source for Grain: see `Sampler.source`."""

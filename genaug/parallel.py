@@ -245,9 +245,13 @@ def over_rows(function: Callable[..., Any], mesh: jax.sharding.Mesh | None) -> C
     """
     if mesh is None:
         return function
-    whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
+    whole, split = _foreign(mesh)
     on_each = jax.shard_map(
-        function, mesh=mesh, in_specs=(whole, whole, split), out_specs=split, check_vma=False
+        function,
+        mesh=mesh,
+        in_specs=(whole.spec, whole.spec, split.spec),
+        out_specs=split.spec,
+        check_vma=False,
     )
 
     def run(weights: Weights, key: jax.Array, rows: Batch) -> Any:
@@ -256,15 +260,38 @@ def over_rows(function: Callable[..., Any], mesh: jax.sharding.Mesh | None) -> C
 
         def filled(column: jax.Array) -> jax.Array:
             column = jnp.concatenate([column, jnp.repeat(column[:1], missing, axis=0)])
-            return jax.device_put(column, NamedSharding(mesh, split))
+            return jax.device_put(column, split)
 
-        weights, key = jax.device_put((weights, key), NamedSharding(mesh, whole))
+        weights, key = jax.device_put((weights, key), whole)
         drawn = on_each(weights, key, jax.tree.map(filled, rows))
         if not missing:
             return drawn
-        return jax.tree.map(lambda x: x[:count], jax.device_put(drawn, NamedSharding(mesh, whole)))
+        return jax.tree.map(lambda column: column[:count], jax.device_put(drawn, whole))
 
     return run
+
+
+def compile_over_rows(
+    function: Callable[..., Any], mesh: jax.sharding.Mesh | None
+) -> Callable[..., Any]:
+    """A function of (weights, key, rows) as a program; each device gets its rows from the host."""
+    if mesh is None:
+        return jax.jit(function)
+    whole, split = _foreign(mesh)
+    return jax.jit(function, in_shardings=(whole, whole, split))
+
+
+def on_all(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """Arrays copied to every device of somebody's mesh; without one, to JAX's default device."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, tree)
+    return jax.device_put(tree, _foreign(mesh)[0])
+
+
+def _foreign(mesh: jax.sharding.Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """A copy on every device, and rows split over all axes, whatever their names."""
+    specs = PartitionSpec(), PartitionSpec(mesh.axis_names)
+    return NamedSharding(mesh, specs[0]), NamedSharding(mesh, specs[1])
 
 
 def compile_replicas(

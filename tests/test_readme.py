@@ -2,18 +2,23 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from genaug.arguments import parser
 
+pytest_plugins = ["tiny_run"]
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
+TRAIN, IMPORT = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
 def test_python_example_trains_and_samples(optimized):
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict[str, np.ndarray] = {}
-    exec(code, names)
+    exec(TRAIN, names)
     eights = names["eights"]
     assert (eights.shape, eights.dtype) == ((16, 8, 8, 1), np.uint8)
     data = names["data"]
@@ -23,11 +28,23 @@ def test_python_example_trains_and_samples(optimized):
     assert closest == 8
 
 
+def test_the_import_example_draws_and_mixes(finished, digits, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mnist_rare").symlink_to(finished)
+    monkeypatch.chdir(tmp_path)
+    pairs = zip(digits["image"], digits["label"], strict=True)
+    names: dict[str, Any] = {"real": [{"image": i, "label": c} for i, c in pairs]}
+    exec(IMPORT, names)
+    assert names["rows"]["image"].shape == (64, 8, 8, 1)
+    batch = names["mixed"][0]
+    assert batch["image"].shape == (64, 8, 8, 1)
+    assert batch["synthetic"].sum() == 16
+
+
 def test_commands_exist_and_files_named_are_there():
     known = parser().format_help()
-    for command in set(
-        re.findall(r"genaug (run|train|sample|evaluate|plan|launch|report|data|doctor)", README)
-    ):
+    names = "run|train|sample|export|evaluate|plan|launch|report|data|doctor"
+    for command in set(re.findall(f"genaug ({names})", README)):
         assert command in known
     root = Path(__file__).parents[1]
     for path in set(
@@ -37,8 +54,7 @@ def test_commands_exist_and_files_named_are_there():
 
 
 def test_the_python_example_is_short():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    statements = code.split("\n\n")[-1].strip().splitlines()
+    statements = TRAIN.split("\n\n")[-1].strip().splitlines()
     assert 5 < len(statements) <= 10
 
 
