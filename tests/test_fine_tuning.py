@@ -132,6 +132,7 @@ def test_conditions_that_a_text_model_cannot_take_are_refused(
 
 
 def test_a_text_of_a_class_is_drawn_by_its_name(run_cli, text_file, tmp_path, capsys):
+    """From the run, and from its bundle, which has the tokenizer with it."""
     for name, letter in (("cats", "a"), ("dogs", "b")):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for count in (200, 201):
@@ -142,14 +143,23 @@ def test_a_text_of_a_class_is_drawn_by_its_name(run_cli, text_file, tmp_path, ca
     arguments += ["--data.valid-fraction", "0.5", "--model.embed-dim", "16", "--train.num-steps"]
     arguments += ["60", "--train.batch-size", "2", "--model.optimizer.learning-rate", "0.02"]
     arguments += ["--model.optimizer.warmup-steps", "0", "--model.ema-decay", "0.5"]
+    arguments += ["--data.tokenizer", "bpe:258"]
     assert run_cli("train", text_file, "--run-dir", trained, "--quiet", *arguments) == 0
+    assert run_cli("export", trained, tmp_path / "bundle", "--card") == 0
+    assert "It reads `label`" in (tmp_path / "bundle" / "README.md").read_text()
     for name in ("cats", "dogs"):
         assert run_cli("sample", trained, "--class", name, "--n", 4, "--out", out) == 0
         lines = [json.loads(line) for line in out.read_text().splitlines()]
         assert [line["label"] for line in lines] == [name] * 4
         texts = "".join(line["text"] for line in lines)
         assert texts.count("a" if name == "cats" else "b") > 0.8 * len(texts) > 0, texts
+        again = tmp_path / "again.jsonl"
+        assert (
+            run_cli("sample", tmp_path / "bundle", "--class", name, "--n", 4, "--out", again) == 0
+        )
+        assert again.read_bytes() == out.read_bytes()
         out.unlink()
+        again.unlink()
     assert run_cli("sample", trained, "--class", "cow", "--out", out) == 2
     assert "cow" in capsys.readouterr().err
 
