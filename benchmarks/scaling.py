@@ -211,9 +211,7 @@ def programs() -> Iterator[str]:
         "|---|---|---|",
         *tensor_parallel(),
         "",
-        "Two all-reduces forward and two back are the method's own (Shoeybi et al. 2019). The rest "
-        "moves parts of what the fused qkv and mlp_in kernels give: half of it is not half of the "
-        "heads, nor of gate and up.",
+        "Two all-reduces forward and two back are the method's own (Shoeybi et al. 2019).",
     )
 
 

@@ -22,7 +22,7 @@ Rule = tuple[str, int]
 """A regular expression searched for in an array's path, and the axis of it that is split."""
 
 TRANSFORMER_RULES: tuple[Rule, ...] = (
-    (r"layers?(_\d+)?/(qkv|mlp_in)/(kernel|bias)$", -1),
+    (r"layers?(_\d+)?/(qkv|mlp_gate|mlp_in)/(kernel|bias)$", -1),
     (r"layers?(_\d+)?/(out|mlp_out)/kernel$", -2),
 )
 """What a layer computes first is split by what comes out, what it computes next by what goes in: in

@@ -260,9 +260,12 @@ class _Block(nn.Module):
             return nn.Dropout(layer.dropout, deterministic=not self.train)(h)
 
         h = _norm(layer, "attention_norm", x)
+        # Of each group its queries, its key, its value: a device's share of the columns is whole
+        # groups, and nothing of them moves to another.
         qkv = dense((heads + 2 * groups) * (dim // heads), "qkv")(h)
-        qkv = qkv.reshape(n, count, heads + 2 * groups, dim // heads)
-        q, k, v = jnp.split(qkv, [heads, heads + groups], axis=2)
+        qkv = qkv.reshape(n, count, groups, heads // groups + 2, dim // heads)
+        q = qkv[:, :, :, :-2].reshape(n, count, heads, dim // heads)
+        k, v = qkv[:, :, :, -2], qkv[:, :, :, -1]
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is None:
@@ -277,8 +280,8 @@ class _Block(nn.Module):
         x = x + dropped(dense(dim, "out", residual_init)(y.reshape(x.shape)))
         h = _norm(layer, "mlp_norm", x)
         if layer.activation == "swiglu":
-            gate, up = jnp.split(dense(2 * layer.mlp_dim, "mlp_in")(h), 2, axis=-1)
-            h = nn.silu(gate) * up  # Shazeer 2020, eq. 6
+            gate = dense(layer.mlp_dim, "mlp_gate")(h)
+            h = nn.silu(gate) * dense(layer.mlp_dim, "mlp_in")(h)  # Shazeer 2020, eq. 6
         else:
             h = nn.gelu(dense(layer.mlp_dim, "mlp_in")(h))  # its tanh form, as GPT-2's
         return x + dropped(dense(dim, "mlp_out", residual_init)(h)), cache

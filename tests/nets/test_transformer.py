@@ -98,7 +98,10 @@ def test_equals_hugging_face_s_gpt2():
         name = f"transformer.h.{i}"
         params[f"layer_{i}"] = {
             "attention_norm": pair(f"{name}.ln_1", "scale"),
-            "qkv": pair(f"{name}.attn.c_attn"),
+            "qkv": {
+                kernel: by_head(*np.split(value, 3, axis=-1), 2)
+                for kernel, value in pair(f"{name}.attn.c_attn").items()
+            },
             "out": pair(f"{name}.attn.c_proj"),
             "mlp_norm": pair(f"{name}.ln_2", "scale"),
             "mlp_in": pair(f"{name}.mlp.c_fc"),
@@ -109,6 +112,12 @@ def test_equals_hugging_face_s_gpt2():
     tokens = some_tokens()
     want = model(torch.tensor(np.asarray(tokens), dtype=torch.long)).logits
     assert_close(logits_of(GPT2, params, tokens), numbers(want))
+
+
+def by_head(q, k, v, groups):
+    """Columns of all queries, all keys and all values as ours are: group by group."""
+    parts = [part.reshape(*part.shape[:-1], groups, -1) for part in (q, k, v)]
+    return np.concatenate(parts, axis=-1).reshape(*q.shape[:-1], -1)
 
 
 def check_same_shapes(net, params):
@@ -140,8 +149,8 @@ def test_equals_hugging_face_s_llama(kv_heads):
             parameter.add_(0.2 * torch.randn_like(parameter))
     theirs = {name: numbers(value) for name, value in model.state_dict().items()}
 
-    def dense(*names):
-        return {"kernel": np.concatenate([theirs[f"{name}.weight"].T for name in names], axis=1)}
+    def dense(name):
+        return {"kernel": theirs[f"{name}.weight"].T}
 
     params = {
         "tokens": {"embedding": theirs["model.embed_tokens.weight"]},
@@ -153,10 +162,15 @@ def test_equals_hugging_face_s_llama(kv_heads):
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
         params[f"layer_{i}"] = {
             "attention_norm": {"scale": theirs[f"{name}.input_layernorm.weight"]},
-            "qkv": dense(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
+            "qkv": {
+                "kernel": by_head(
+                    *(theirs[f"{attention}.{x}_proj.weight"].T for x in "qkv"), kv_heads
+                )
+            },
             "out": dense(f"{attention}.o_proj"),
             "mlp_norm": {"scale": theirs[f"{name}.post_attention_layernorm.weight"]},
-            "mlp_in": dense(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+            "mlp_gate": dense(f"{mlp}.gate_proj"),
+            "mlp_in": dense(f"{mlp}.up_proj"),
             "mlp_out": dense(f"{mlp}.down_proj"),
         }
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
