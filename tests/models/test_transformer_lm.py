@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import re
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from genaug import export
+from genaug import export, layouts, parallel
 from genaug.bundle import load_sampler
 from genaug.devices import Mesh, make_mesh
 from genaug.models.transformer_lm import TransformerLM, gpt2, target_nll
@@ -381,6 +382,18 @@ def test_exported_sampler_is_the_sampler(tmp_path, key):
         got, want = sampler(key, cond), sample(weights, key, cond)
         for name in want:
             np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_tensor_parallel_layers_sum_and_send_nothing_else():
+    """A device's share of qkv is whole groups of heads, and of the gate what goes with its share."""
+    model, mesh = CONFIG.make(spec_of()), make_mesh(Mesh(data=2, tensor=2))
+    template = layouts.abstract(model.init, mesh)
+    run = parallel.compile_steps(model.step, mesh, template)
+    rows = jax.tree.map(lambda x: np.expand_dims(np.concatenate([x, x, x, x]), 0), dict(BATCH))
+    stack = layouts.split_rows(rows, mesh, axis=1)
+    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
+    kinds = r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\("
+    assert set(re.findall(kinds, text)) == {"all-reduce"}
 
 
 def test_prompts_outside_the_vocabulary_are_refused(key):
