@@ -385,7 +385,7 @@ def test_exported_sampler_is_the_sampler(tmp_path, key):
 
 
 def test_tensor_parallel_layers_sum_and_send_nothing_else():
-    """A device's share of qkv is whole groups of heads, and of the gate what goes with its share."""
+    """A device's share of qkv is whole groups of heads; of gate and up it has the same columns."""
     model, mesh = CONFIG.make(spec_of()), make_mesh(Mesh(data=2, tensor=2))
     template = layouts.abstract(model.init, mesh)
     run = parallel.compile_steps(model.step, mesh, template)
