@@ -130,7 +130,7 @@ def mode_coverage(
         made = np.split(flat(rows["image"]), np.cumsum([len(x) for _, x in groups])[:-1])
         found = {
             f"coverage_{run.dataset.class_names[c]}" if "label" in cond else "coverage_all": float(
-                manifold_scores(real, fake).coverage
+                manifold_scores(real, fake, mesh=run.mesh).coverage
             )
             for (c, real), fake in zip(groups, made, strict=True)
         }

@@ -258,6 +258,7 @@ def run_audit(
                 labels=Labels(train["label"], test["label"], drawn.labels, valid["label"]),
                 class_names=run.dataset.class_names,
                 seed=run.experiment.seed,
+                mesh=run.mesh,
             )
         except UserError as error:  # Too few samples were kept: the verdict stands without it.
             console.print(f"no audit: {error}")
