@@ -104,6 +104,12 @@ def parser() -> argparse.ArgumentParser:
     )
     report = command("report", "write a run's report.html again")
     report.add_argument("run", type=Path, help="a run folder")
+    verify = command("verify", "whether what a run left is as it was written")
+    verify.add_argument("run", type=Path, help="a run folder")
+    verify.epilog = (
+        "Checkpoints (every file, every array), export/ and synthetic/; no model is built and "
+        "nothing is changed. Exit code 3 and a line for every fault. " + EPILOG
+    )
     data = command("data", "which datasets are here, and how to get what is not")
     data.add_argument("what", choices=("list",))
     tokenizer = command("tokenizer", "train a byte-level BPE on a set of texts")

@@ -118,6 +118,19 @@ def check_claim(directory: Path, experiment: Experiment) -> None:
         raise UserError(f"{directory} is not empty and holds no run: use another --run-dir.")
 
 
+def check_resumed(saved: dict[str, Any], here: dict[str, Any], where: Path) -> None:
+    """Refuse to go on from a checkpoint with another config, other data or another order of them.
+
+    saved, here: `job.described` as it was when the checkpoint was written, and as it is.
+    """
+    changed = differences(saved, {name: here[name] for name in saved})
+    if changed:
+        raise UserError(
+            f"{where} was saved by a run that differs ({'; '.join(changed)}): use another "
+            "--run-dir, or the config, data and genaug it was made with."
+        )
+
+
 def check_enough(dataset: Dataset | TextDataset, splits: Splits, batch_size: int) -> None:
     """Refuse a batch of more examples than there are to train on."""
     if len(splits.train) < batch_size:

@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             "plan": _plan,
             "launch": _launch,
             "report": _report,
+            "verify": _verify,
             "data": _data,
             "tokenizer": _tokenizer,
             "doctor": _doctor,
@@ -246,6 +247,21 @@ def _report(options: argparse.Namespace, _: list[str]) -> int:
     of_grid = results.is_file() and "cells" in read_json(results)
     print((report_grid if of_grid else report).write_report(options.run))
     return 0
+
+
+def _verify(options: argparse.Namespace, _: list[str]) -> int:
+    console = _start(options)
+    from genaug.logs import plain
+    from genaug.types import DataError
+    from genaug.verify import verify
+
+    found = verify(options.run)
+    for one in found:
+        console.print(f"{plain(one.what)}: {'damaged' if one.faults else 'as it was written'}")
+    for one in found:
+        for fault in one.faults:
+            print(plain(f"{one.what}: {fault}"), file=sys.stderr)
+    return DataError.exit_code if any(one.faults for one in found) else 0
 
 
 def _data(options: argparse.Namespace, _: list[str]) -> int:

@@ -85,6 +85,7 @@ def fit(
     hooks: Sequence[Hook] = (),
     log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     resumed: Callable[[int], None] = lambda step: None,
+    about: Callable[[int], dict[str, Any]] = lambda step: {},
 ) -> State:
     """Train for `config.num_steps` updates, from the newest checkpoint if there is one.
 
@@ -95,6 +96,7 @@ def fit(
     start:   what becomes of the initial state where there is no checkpoint yet: fine-tuning.
     log:     called with the metrics of every call, one call late: the loop never waits for them.
     resumed: called once with the first update to be made.
+    about:   what is saved beside the state after an update (`checkpoint.about`).
 
     Raises:
         TrainingError: the loss is no longer finite.
@@ -106,7 +108,7 @@ def fit(
     check_batch_size(config.batch_size, mesh, config.accumulate)
     init_key, step_key = jax.random.split(key)
     template = layouts.abstract(model.init, mesh)
-    found = checkpoints and checkpoint.restore(checkpoints, template)
+    found = checkpoints and checkpoint.restore(checkpoints, template, owner=True)
     if found:
         state, first = found
     else:
@@ -115,7 +117,7 @@ def fit(
     _check_first(first, config.num_steps)
     resumed(first)
     if checkpoints:
-        hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, first))]
+        hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, first, about))]
     run = parallel.compile_steps(model.step, mesh, template, config.accumulate)
     feed = feed or partial(layouts.split_rows, mesh=mesh, axis=1)
     pending: tuple[int, Any] | None = None
@@ -135,7 +137,7 @@ def fit(
         for hook in due:
             hook.call(step, state)
         if stop:
-            raise _preempted(checkpoints, step, state)
+            raise _preempted(checkpoints, step, state, about(step))
     if pending:
         _report(*pending, log)
     return state
@@ -149,19 +151,23 @@ def _check_first(first: int, num_steps: int) -> None:
         )
 
 
-def _preempted(checkpoints: Path | None, step: int, state: State) -> Preempted:
+def _preempted(
+    checkpoints: Path | None, step: int, state: State, about: dict[str, Any]
+) -> Preempted:
     if checkpoints:
-        checkpoint.save(checkpoints, step, state)
+        checkpoint.save(checkpoints, step, state, about=about)
     return Preempted(
         f"A machine is about to be taken away; update {step} is saved, and the same command goes "
         "on from there."
     )
 
 
-def _saver(directory: Path, start: int) -> Callable[[int, State], None]:
+def _saver(
+    directory: Path, start: int, about: Callable[[int], dict[str, Any]]
+) -> Callable[[int, State], None]:
     def save(step: int, state: State) -> None:
         if step > start:
-            checkpoint.save(directory, step, state)
+            checkpoint.save(directory, step, state, about=about(step))
 
     return save
 

@@ -10,7 +10,7 @@ from tiny_run import files as names_of
 from tiny_run import tiny
 
 import genaug
-from genaug import checks, files, runs
+from genaug import checkpoint, checks, files, runs
 from genaug.config import from_json
 from genaug.data import Data
 from genaug.models.dcgan import DCGAN
@@ -156,3 +156,21 @@ def test_a_folder_is_claimed_by_one_config(tmp_path):
 def test_the_cut_in_words():
     assert runs.fraction_text(tiny().data) == " (2, 5, 8 cut to 12)"
     assert runs.fraction_text(type(tiny().data)()) == ""
+
+
+@pytest.mark.parametrize("name", ["data", "next_batch", "config"])
+def test_a_checkpoint_of_other_data_order_or_config_is_refused(
+    finished_copy, experiment_file, run_cli, capsys, name
+):
+    """As where checkpoints were copied from another run, or an update draws batches otherwise."""
+    directory = finished_copy / "checkpoints"
+    mark = checkpoint.read_mark(directory, 20)
+    other = {"config": {**mark["about"]["config"], "seed": 5}}.get(name, "other")
+    mark["about"][name] = other
+    files.write_json(directory / "20.json", {**mark, "digest": checkpoint._digest(mark)})
+    assert run_cli("train", experiment_file, "--run-dir", finished_copy) == 2
+    said = capsys.readouterr().err
+    assert {"data": "data: ", "next_batch": "next-batch: ", "config": "config.seed: 5 -> 0"}[
+        name
+    ] in said
+    assert checkpoint.steps(directory) == [10, 20]

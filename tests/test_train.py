@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_checkpoint(
         run(toy(step), stream, checkpoints=tmp_path)
     assert e.value.exit_code == 4
     assert checkpoint.steps(tmp_path) == [4]  # the one due at update 8 is not written
-    assert checkpoint.damage(tmp_path, 4) is None
+    assert checkpoint.faults(tmp_path, 4) == []
 
 
 def test_the_last_call_is_checked_too(stream):
