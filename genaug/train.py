@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
-from genaug import checkpoint, layouts, parallel, processes
+from genaug import checkpoint, digests, layouts, parallel, processes
 from genaug.devices import DeviceMesh, check_batch_size
 from genaug.types import GenerativeModel, State, UserError
 
@@ -36,6 +37,8 @@ class Train:
     )
     distance_samples: int = 0  # samples at every evaluation, for the Fréchet distance; 0 = none
     distance_features: Literal["efflite0", "pixels"] = "efflite0"  # in which it is taken
+    largest_norm: float | None = None  # updates with a larger norm of a gradient are left out
+    patience: int = 10  # updates left out in a row after which training goes back to a checkpoint
 
 
 class TrainingError(UserError):
@@ -57,9 +60,38 @@ class Hook(NamedTuple):
     call: Callable[[int, State], None]
 
 
+FRUITLESS = 2
+"""How often in a row training goes back without a good update after it, before it gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loop:
+    """What stays the same while training goes on."""
+
+    config: Train
+    program: Callable[[State, Any, jax.Array, int], tuple[State, dict[str, jax.Array]]]
+    batches: Callable[[int, int], Iterable[dict[str, np.ndarray]]]
+    feed: Callable[[dict[str, np.ndarray]], Any]
+    key: jax.Array
+    hooks: Sequence[Hook]
+    save: Callable[[int, State], None]
+    log: Callable[[int, dict[str, float]], None]
+
+
+class _Sick(NamedTuple):
+    """A row of updates that were left out, long enough to go back for. Updates count from 0."""
+
+    first: int
+    last: int
+    resume: int  # the update after the call in which the row became that long
+    metrics: tuple[str, ...]  # that were not finite, or too large
+
+
 def check(config: Train) -> None:
     """Refuse counts that do not divide into whole calls."""
-    for name in ("num_steps", "batch_size", "accumulate", "steps_per_call"):
+    if config.largest_norm is not None and not config.largest_norm > 0:
+        raise UserError(f"train.largest-norm is {config.largest_norm}; it must be above 0.")
+    for name in ("num_steps", "batch_size", "accumulate", "steps_per_call", "patience"):
         if getattr(config, name) < 1:
             raise UserError(f"train.{name.replace('_', '-')} must be at least 1.")
     for name in ("num_steps", "evaluate_every", "sample_every", "checkpoint_every"):
@@ -98,8 +130,12 @@ def fit(
     resumed: called once with the first update to be made.
     about:   what is saved beside the state after an update (`checkpoint.about`).
 
+    An update whose loss or gradient is not finite is left out, on the devices: the state stays as
+    it was. After `config.patience` of them in a row the last good checkpoint is taken instead and
+    training goes on behind the call they end in, as if the batches in between were not there.
+
     Raises:
-        TrainingError: the loss is no longer finite.
+        TrainingError: going back did not help, or there is nothing to go back to.
         Preempted:     this machine, or another of the run's, is to be taken away; the state is
                        saved, and the same call goes on from there.
         UserError:     of values, a mesh or a checkpoint that cannot be used.
@@ -116,31 +152,89 @@ def fit(
         state, first = layouts.place(start(fresh), mesh), 0
     _check_first(first, config.num_steps)
     resumed(first)
-    if checkpoints:
-        hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, first, about))]
-    run = parallel.compile_steps(model.step, mesh, template, config.accumulate)
-    feed = feed or partial(layouts.split_rows, mesh=mesh, axis=1)
+    compiled = partial(parallel.compile_steps, model.step, mesh, template, config.accumulate)
+
+    def save(step: int, state: State) -> None:
+        if checkpoints:
+            checkpoint.save(checkpoints, step, state, about=about(step))
+
+    loop = _Loop(
+        config=config,
+        program=compiled(parallel.Guard(config.largest_norm)),
+        batches=batches,
+        feed=feed or partial(layouts.split_rows, mesh=mesh, axis=1),
+        key=step_key,
+        hooks=[*hooks, Hook(config.checkpoint_every, save)] if checkpoints else hooks,
+        save=save,
+        log=log,
+    )
+    fruitless = 0
+    state, sick = _train(loop, state, first)
+    while sick:
+        words = _words(sick, _culprits(loop, compiled(None), state, sick.last))
+        fruitless = fruitless + 1 if sick.first == first else 0
+        if fruitless > FRUITLESS:
+            raise _given_up(f"{words}, and going back {FRUITLESS} times did not help", kept=True)
+        found = checkpoints and checkpoint.restore(checkpoints, template, owner=True, finite=True)
+        if not found:
+            raise _given_up(f"{words}, and there is no checkpoint to go back to", kept=False)
+        (state, back), first = found, sick.resume
+        logging.warning("%s: training goes back to update %s, and on with update %s.",
+                        words, back, first + 1)  # fmt: skip
+        state, sick = _train(loop, state, first, due=True)
+    return state
+
+
+def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[State, _Sick | None]:
+    """From update `first` to the last, or until too many in a row were left out.
+
+    due: whether what is due after `first` updates is still to be done.
+    """
+    config, row = loop.config, 0
+    if due:
+        _call_hooks(loop, first, state)
     pending: tuple[int, Any] | None = None
-    stacks = _stacks(batches(first, config.num_steps), config.steps_per_call)
+    stacks = _stacks(loop.batches(first, config.num_steps), config.steps_per_call)
     calls = range(first, config.num_steps, config.steps_per_call)
     for begin, stack in zip(calls, stacks, strict=True):
-        state, metrics = run(state, feed(stack), step_key, begin)
-        if pending:
-            _report(*pending, log)
+        state, metrics = loop.program(state, loop.feed(stack), loop.key, begin)
         step = begin + config.steps_per_call
-        pending = (step, metrics)
-        stop = processes.must_stop(step // config.steps_per_call) and step < config.num_steps
-        due = [hook for hook in hooks if step % hook.every == 0 or step == config.num_steps]
-        if due or stop:  # Both wait for the state; what a checkpoint covers is logged.
-            _report(*pending, log)
-            pending = None
-        for hook in due:
-            hook.call(step, state)
-        if stop:
-            raise _preempted(checkpoints, step, state, about(step))
+        now = processes.must_stop(step // config.steps_per_call) and step < config.num_steps
+        waits = now or bool(_due(loop, step))  # Both wait: what a checkpoint covers is logged.
+        for reported in [pending, (begin, metrics)] if waits else [pending]:
+            if reported:
+                row, sick = _report(reported[0], reported[1], row, config, loop.log)
+                if sick:
+                    return state, sick
+        pending = None if waits else (begin, metrics)
+        if _due(loop, step):
+            # A checkpoint is of a state that the last update was good for: going back helps then.
+            _call_hooks(loop, step, state, save=not row or step == config.num_steps)
+        if now:
+            if not row:
+                loop.save(step, state)
+            raise Preempted(
+                f"A machine is about to be taken away; update {step} is saved, and the same "
+                "command goes on from there."
+            )
     if pending:
-        _report(*pending, log)
-    return state
+        row, sick = _report(pending[0], pending[1], row, config, loop.log)
+        if sick:
+            return state, sick
+    if row == config.num_steps:
+        raise _given_up(f"In none of {row} updates loss and gradient were finite", kept=False)
+    return state, None
+
+
+def _due(loop: _Loop, step: int) -> list[Hook]:
+    end = loop.config.num_steps
+    return [hook for hook in loop.hooks if step % hook.every == 0 or step == end]
+
+
+def _call_hooks(loop: _Loop, step: int, state: State, save: bool = True) -> None:
+    for hook in _due(loop, step):
+        if save or hook.call is not loop.save:
+            hook.call(step, state)
 
 
 def _check_first(first: int, num_steps: int) -> None:
@@ -149,27 +243,6 @@ def _check_first(first: int, num_steps: int) -> None:
             f"The run has already made {first} updates, more than train.num-steps {num_steps}: "
             "use another --run-dir."
         )
-
-
-def _preempted(
-    checkpoints: Path | None, step: int, state: State, about: dict[str, Any]
-) -> Preempted:
-    if checkpoints:
-        checkpoint.save(checkpoints, step, state, about=about)
-    return Preempted(
-        f"A machine is about to be taken away; update {step} is saved, and the same command goes "
-        "on from there."
-    )
-
-
-def _saver(
-    directory: Path, start: int, about: Callable[[int], dict[str, Any]]
-) -> Callable[[int, State], None]:
-    def save(step: int, state: State) -> None:
-        if step > start:
-            checkpoint.save(directory, step, state, about=about(step))
-
-    return save
 
 
 def _stacks(
@@ -182,13 +255,53 @@ def _stacks(
 
 
 def _report(
-    step: int, metrics: dict[str, jax.Array], log: Callable[[int, dict[str, float]], None]
-) -> None:
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise TrainingError(
-            f"{bad[0]} is {values[bad[0]]} at update {step}: lower the learning rate or clip the "
-            "gradients (the optimizer's clip-norm). The last good checkpoint is kept."
-        )
-    log(step, values)
+    begin: int,
+    metrics: dict[str, jax.Array],
+    row: int,
+    config: Train,
+    log: Callable[[int, dict[str, float]], None],
+) -> tuple[int, _Sick | None]:
+    """Log a call's metrics, and count on the updates in a row that were left out."""
+    values = jax.device_get(metrics)
+    names = sorted(values.keys() - {"good"})
+    fine = np.asarray(values.get("good", np.ones((config.steps_per_call, 1)))) > 0
+    good = np.asarray(fine.all(axis=1))
+    left_out = np.flatnonzero(~good)
+    step = begin + len(good)
+    sick = None
+    for i in range(len(good)):
+        row = 0 if good[i] else row + 1
+        if row == config.patience:
+            why = tuple(name for name, ok in zip(names, fine[i], strict=True) if not ok)
+            sick = _Sick(begin + i + 1 - row, begin + i, step, why)
+    if len(left_out):
+        bad = [name for i, name in enumerate(names) if not fine[:, i].all()]
+        some = ", ".join(str(begin + i + 1) for i in left_out[:5]) + ", ..." * (len(left_out) > 5)
+        logging.warning("update %s left out: %s not finite, or too large.", some, ", ".join(bad))
+    found = {name: float(values[name]) for name in names} if len(left_out) < len(good) else {}
+    log(step, {**found, **({"left_out": float(len(left_out))} if len(left_out) else {})})
+    return row, sick
+
+
+def _culprits(loop: _Loop, program: Any, state: State, update: int) -> list[str]:
+    """The arrays that are not finite, or are not after that update. The state is donated."""
+    if found := digests.not_finite(state):
+        return found
+    stack = next(_stacks(loop.batches(update, update + 1), 1))
+    return digests.not_finite(program(state, loop.feed(stack), loop.key, update)[0])
+
+
+def _words(sick: _Sick, culprits: list[str]) -> str:
+    some = ", ".join(culprits[:3]) + (f" and {len(culprits) - 3} more" if culprits[3:] else "")
+    arrays = f", in {some}" if some else ""
+    return (
+        f"{', '.join(sick.metrics)} not finite or too large in updates {sick.first + 1} to "
+        f"{sick.last + 1}{arrays}"
+    )
+
+
+def _given_up(words: str, kept: bool) -> TrainingError:
+    return TrainingError(
+        f"{words}: lower the learning rate, clip the gradients (the optimizer's clip-norm) or look "
+        f"at the data.{' The last good checkpoint is kept.' if kept else ''}"
+    )
