@@ -10,8 +10,8 @@ from genaug import __version__
 
 EPILOG = (
     "Exit codes: 0 done, 2 a mistake in the command, config or run folder, 3 data missing or bad, "
-    "4 training cannot go on, 5 other processes did not come, 130 stopped by Ctrl-C, 143 a machine "
-    "was taken away. After the last three the same command goes on."
+    "4 training cannot go on, 5 other processes did not come, 130 stopped by Ctrl-C, 143 stopped "
+    "by SIGTERM, as of a machine that is taken away. After the last three the same command goes on."
 )
 
 

@@ -123,7 +123,7 @@ def check_resumed(saved: dict[str, Any], here: dict[str, Any], where: Path) -> N
 
     saved, here: `job.described` as it was when the checkpoint was written, and as it is.
     """
-    changed = differences(saved, {name: here[name] for name in saved})
+    changed = differences({name: saved.get(name) for name in here if saved}, here if saved else {})
     if changed:
         raise UserError(
             f"{where} was saved by a run that differs ({'; '.join(changed)}): use another "

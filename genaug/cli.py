@@ -1,8 +1,8 @@
 """The commands.
 
 Exit codes: 0 done · 2 a mistake in the command, config or run folder · 3 data missing or bad ·
-4 training cannot go on · 5 other processes did not come · 130 stopped by Ctrl-C · 143 a machine was
-taken away. After the last three the same command goes on.
+4 training cannot go on · 5 other processes did not come · 130 stopped by Ctrl-C · 143 stopped by
+SIGTERM, as of a machine that is taken away. After the last three the same command goes on.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _experiment(options: argparse.Namespace, fields: list[str]) -> Experiment:
 
 
 def _run(options: argparse.Namespace, fields: list[str]) -> int:
-    with _started(options) as console:
+    with _started(options) as console, _stoppable():
         from genaug import processes, runs
 
         began = time.monotonic()
@@ -120,6 +120,21 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
                 _main_job(experiment, directory, folder, console)
         console.print(f"{time.monotonic() - began:.0f} s")
     return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end what runs in the body, with exit codes of their own."""
+    from genaug import signals
+
+    with signals.heeded(interruptible=True) as told:
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not told.received:
+                raise
+            print("\ngenaug: stopped; the same command goes on from here.", file=sys.stderr)
+            sys.exit(128 + told.received)
 
 
 def _checked(options: argparse.Namespace, fields: list[str]) -> Experiment:

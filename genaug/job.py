@@ -109,10 +109,10 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
     log: list[MetricLog] = []
     with bar(console, f"{title} {family}", config.num_steps, "steps") as progress:
 
-        def resumed(step: int) -> None:
+        def resumed(step: int, due: bool) -> None:
             if step:
                 check_resumed(checkpoint.about(run.checkpoints, step), about(step), run.checkpoints)
-            log.append(MetricLog(run.directory, step))
+            log.append(MetricLog(run.directory, step, due))
             progress.start_at(step)
 
         def record(step: int, metrics: dict[str, float]) -> None:

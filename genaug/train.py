@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +16,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from genaug import checkpoint, digests, layouts, parallel, processes
+from genaug import checkpoint, digests, layouts, parallel, processes, signals
 from genaug.devices import DeviceMesh, check_batch_size
+from genaug.signals import Signals
 from genaug.types import GenerativeModel, State, UserError
 
 
@@ -47,10 +50,12 @@ class TrainingError(UserError):
     exit_code = 4
 
 
-class Preempted(UserError):
-    """A machine is about to be taken away, and what was trained is saved. Exit code 143."""
+class Stopped(UserError):
+    """Told to stop, and what was trained is saved. Exit code 128 and the signal's number."""
 
-    exit_code = 143
+    def __init__(self, words: str, number: int):
+        super().__init__(words)
+        self.exit_code = 128 + number
 
 
 class Hook(NamedTuple):
@@ -74,8 +79,9 @@ class _Loop:
     feed: Callable[[dict[str, np.ndarray]], Any]
     key: jax.Array
     hooks: Sequence[Hook]
-    save: Callable[[int, State], None]
+    save: Callable[..., None]
     log: Callable[[int, dict[str, float]], None]
+    told: Signals
 
 
 class _Sick(NamedTuple):
@@ -116,7 +122,7 @@ def fit(
     start: Callable[[State], State] = lambda fresh: fresh,
     hooks: Sequence[Hook] = (),
     log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    resumed: Callable[[int], None] = lambda step: None,
+    resumed: Callable[[int, bool], None] = lambda step, due: None,
     about: Callable[[int], dict[str, Any]] = lambda step: {},
 ) -> State:
     """Train for `config.num_steps` updates, from the newest checkpoint if there is one.
@@ -127,7 +133,8 @@ def fit(
              (`parallel.compile_lookup`).
     start:   what becomes of the initial state where there is no checkpoint yet: fine-tuning.
     log:     called with the metrics of every call, one call late: the loop never waits for them.
-    resumed: called once with the first update to be made.
+    resumed: called once with the number of updates made, and whether what was due after them is
+             done again: a run was stopped in the middle of that.
     about:   what is saved beside the state after an update (`checkpoint.about`).
 
     An update whose loss or gradient is not finite is left out, on the devices: the state stays as
@@ -136,52 +143,61 @@ def fit(
 
     Raises:
         TrainingError: going back did not help, or there is nothing to go back to.
-        Preempted:     this machine, or another of the run's, is to be taken away; the state is
-                       saved, and the same call goes on from there.
+        Stopped:       by SIGTERM (as of a machine, this or another of the run's, that is about to
+                       be taken away) or Ctrl-C; the state is saved, and the same call goes on from
+                       there.
         UserError:     of values, a mesh or a checkpoint that cannot be used.
     """
     check(config)
     check_batch_size(config.batch_size, mesh, config.accumulate)
     init_key, step_key = jax.random.split(key)
     template = layouts.abstract(model.init, mesh)
-    found = checkpoints and checkpoint.restore(checkpoints, template, owner=True)
-    if found:
-        state, first = found
-    else:
-        fresh = parallel.compile_init(model.init, mesh)(init_key)
-        state, first = layouts.place(start(fresh), mesh), 0
-    _check_first(first, config.num_steps)
-    resumed(first)
     compiled = partial(parallel.compile_steps, model.step, mesh, template, config.accumulate)
 
-    def save(step: int, state: State) -> None:
+    def save(step: int, state: State, due: bool = False) -> None:
         if checkpoints:
-            checkpoint.save(checkpoints, step, state, about=about(step))
+            with told.kept():
+                beside = {**about(step), **({"due": True} if due else {})}
+                checkpoint.save(checkpoints, step, state, about=beside)
 
-    loop = _Loop(
-        config=config,
-        program=compiled(parallel.Guard(config.largest_norm)),
-        batches=batches,
-        feed=feed or partial(layouts.split_rows, mesh=mesh, axis=1),
-        key=step_key,
-        hooks=[*hooks, Hook(config.checkpoint_every, save)] if checkpoints else hooks,
-        save=save,
-        log=log,
-    )
-    fruitless = 0
-    state, sick = _train(loop, state, first)
-    while sick:
-        words = _words(sick, _culprits(loop, compiled(None), state, sick.last))
-        fruitless = fruitless + 1 if sick.first == first else 0
-        if fruitless > FRUITLESS:
-            raise _given_up(f"{words}, and going back {FRUITLESS} times did not help", kept=True)
-        found = checkpoints and checkpoint.restore(checkpoints, template, owner=True, finite=True)
-        if not found:
-            raise _given_up(f"{words}, and there is no checkpoint to go back to", kept=False)
-        (state, back), first = found, sick.resume
-        logging.warning("%s: training goes back to update %s, and on with update %s.",
-                        words, back, first + 1)  # fmt: skip
-        state, sick = _train(loop, state, first, due=True)
+    with signals.heeded() as told, _nothing_to_save(told):
+        loop = _Loop(
+            config=config,
+            program=compiled(parallel.Guard(config.largest_norm)),
+            batches=batches,
+            feed=feed or partial(layouts.split_rows, mesh=mesh, axis=1),
+            key=step_key,
+            hooks=[*hooks, Hook(config.checkpoint_every, save)] if checkpoints else hooks,
+            save=save,
+            log=log,
+            told=told,
+        )
+        with told.interruptible():
+            found = checkpoints and checkpoint.restore(checkpoints, template, owner=True)
+            if found:
+                state, first = found
+            else:
+                fresh = parallel.compile_init(model.init, mesh)(init_key)
+                state, first = layouts.place(start(fresh), mesh), 0
+        _check_first(first, config.num_steps)
+        due = bool(checkpoints and found and checkpoint.about(checkpoints, first).get("due"))
+        resumed(first, due)
+        state, sick = _train(loop, state, first, due)
+        fruitless = 0
+        while sick:
+            words = _words(sick, _culprits(loop, compiled(None), state, sick.last))
+            fruitless = fruitless + 1 if sick.first == first else 0
+            if fruitless > FRUITLESS:
+                raise _given_up(f"{words}, and going back {FRUITLESS} times did not help", True)
+            found = checkpoints and checkpoint.restore(
+                checkpoints, template, owner=True, finite=True
+            )
+            if not found:
+                raise _given_up(f"{words}, and there is no checkpoint to go back to", False)
+            (state, back), first = found, sick.resume
+            logging.warning("%s: training goes back to update %s, and on with update %s.",
+                            words, back, first + 1)  # fmt: skip
+            state, sick = _train(loop, state, first, due=True)
     return state
 
 
@@ -190,16 +206,18 @@ def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[St
 
     due: whether what is due after `first` updates is still to be done.
     """
-    config, row = loop.config, 0
+    config, told, row = loop.config, loop.told, 0
     if due:
         _call_hooks(loop, first, state)
     pending: tuple[int, Any] | None = None
     stacks = _stacks(loop.batches(first, config.num_steps), config.steps_per_call)
     calls = range(first, config.num_steps, config.steps_per_call)
     for begin, stack in zip(calls, stacks, strict=True):
-        state, metrics = loop.program(state, loop.feed(stack), loop.key, begin)
+        # The first call compiles: what takes minutes, and loses nothing, may be interrupted.
+        with told.interruptible() if begin == first else nullcontext():
+            state, metrics = loop.program(state, loop.feed(stack), loop.key, begin)
         step = begin + config.steps_per_call
-        now = processes.must_stop(step // config.steps_per_call) and step < config.num_steps
+        now = told.received or processes.must_stop(step // config.steps_per_call)
         waits = now or bool(_due(loop, step))  # Both wait: what a checkpoint covers is logged.
         for reported in [pending, (begin, metrics)] if waits else [pending]:
             if reported:
@@ -207,16 +225,11 @@ def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[St
                 if sick:
                     return state, sick
         pending = None if waits else (begin, metrics)
-        if _due(loop, step):
-            # A checkpoint is of a state that the last update was good for: going back helps then.
-            _call_hooks(loop, step, state, save=not row or step == config.num_steps)
+        # A checkpoint is of a state that the last update was good for: going back helps then.
+        save = not row or step == config.num_steps
         if now:
-            if not row:
-                loop.save(step, state)
-            raise Preempted(
-                f"A machine is about to be taken away; update {step} is saved, and the same "
-                "command goes on from there."
-            )
+            raise _stopped(loop, step, state, save)
+        _call_hooks(loop, step, state, save)
     if pending:
         row, sick = _report(pending[0], pending[1], row, config, loop.log)
         if sick:
@@ -233,8 +246,41 @@ def _due(loop: _Loop, step: int) -> list[Hook]:
 
 def _call_hooks(loop: _Loop, step: int, state: State, save: bool = True) -> None:
     for hook in _due(loop, step):
-        if save or hook.call is not loop.save:
-            hook.call(step, state)
+        if hook.call is loop.save:
+            if save:
+                hook.call(step, state)
+            continue
+        try:
+            with loop.told.interruptible():
+                hook.call(step, state)
+        except KeyboardInterrupt:
+            if not loop.told.received:
+                raise
+            raise _stopped(loop, step, state, save) from None
+    if loop.told.received and step < loop.config.num_steps:
+        raise _stopped(loop, step, state, save)
+
+
+@contextmanager
+def _nothing_to_save(told: Signals) -> Iterator[None]:
+    """What a signal ends before the first update is made here."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not told.received:
+            raise
+        words = "Stopped before an update was made; the same command goes on from here."
+        raise Stopped(words, told.received) from None
+
+
+def _stopped(loop: _Loop, step: int, state: State, save: bool) -> Stopped:
+    """Save, with what was due after this update to be done again."""
+    number = loop.told.received or signal.SIGTERM
+    if save:
+        loop.save(step, state, due=bool(_due(loop, step)))
+    why = "Stopped" if number == signal.SIGINT else "A machine is about to be taken away"
+    kept = f"update {step} is saved" if save else "what was saved before is kept"
+    return Stopped(f"{why}; {kept}, and the same command goes on from there.", number)
 
 
 def _check_first(first: int, num_steps: int) -> None:

@@ -89,7 +89,7 @@ def logged_run(model, stream, directory, hooks=()):
             checkpoints=directory / "checkpoints",
             hooks=[*hooks, Hook(4, lambda step, state: record(step, {"valid": float(step)}))],
             log=record,
-            resumed=lambda step: log.append(MetricLog(directory, step)),
+            resumed=lambda step, due: log.append(MetricLog(directory, step, due)),
         )
     finally:
         log[0].close()
