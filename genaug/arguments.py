@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--run-dir", type=Path, help="where results go (default: runs/NAME)")
         sub.add_argument("--from-run", type=Path, help="take the config of this run folder")
+        sub.add_argument("--allow-change", action="append", default=[], metavar="FIELD",
+                         help="go on though this has changed, as train.num-steps")  # fmt: skip
         _process_options(sub)
     sample = command("sample", "draw samples from a run folder's trained model")
     sample.add_argument("run", type=Path, help="a run folder")

@@ -114,6 +114,8 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
         runs.agree_on_start(experiment, directory)
         _say_where(console, experiment, directory)
         with _claimed(directory) as folder:
+            for line in runs.accept_changes(folder, experiment, options.allow_change):
+                console.print(f"changed {line}")
             if options.command == "train":
                 _train(experiment, directory, folder, console)
             else:
@@ -143,7 +145,9 @@ def _checked(options: argparse.Namespace, fields: list[str]) -> Experiment:
 
     experiment = _experiment(options, fields)
     checks.check(experiment)
-    checks.check_claim(options.run_dir or Path("runs") / experiment.name, experiment)
+    directory = options.run_dir or Path("runs") / experiment.name
+    checks.check_allowed(experiment, options.allow_change)
+    checks.check_claim(directory, experiment, options.allow_change)
     return experiment
 
 

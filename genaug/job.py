@@ -17,7 +17,7 @@ from rich.console import Console
 from genaug import checkpoint, export, layouts, parallel, report
 from genaug.arms import Arms
 from genaug.augmentation import Drawn, draw, wanted
-from genaug.checks import check_resumed
+from genaug.checks import allowed_fields, check_resumed
 from genaug.config import to_json as config_to_json
 from genaug.data import Dataset, batches, pipeline, write_examples
 from genaug.evaluation import classifier
@@ -111,7 +111,9 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
 
         def resumed(step: int, due: bool) -> None:
             if step:
-                check_resumed(checkpoint.about(run.checkpoints, step), about(step), run.checkpoints)
+                saved = checkpoint.about(run.checkpoints, step)
+                changed = allowed_fields(run.directory)
+                check_resumed(saved, about(step), run.checkpoints, changed)
             log.append(MetricLog(run.directory, step, due))
             progress.start_at(step)
 
