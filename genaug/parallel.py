@@ -51,6 +51,20 @@ def _told(state: State, in_use: Tree, reduced: Tree, accumulate: int) -> State:
     return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, NetworkState))
 
 
+def memory_needed(program: Callable[..., Any], *arguments: Any) -> int | None:
+    """Bytes that a device takes beyond what the arguments take already; None where nothing says.
+
+    The program is compiled for it, and not again when it is called with such arguments.
+    """
+    if not hasattr(program, "lower"):  # pmap is several programs
+        return None
+    found = program.lower(*arguments).compile().memory_analysis()
+    if found is None:
+        return None
+    made = found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(found.temp_size_in_bytes + made)
+
+
 class Guard(NamedTuple):
     """What a step's metrics must be for it to count: finite, and no norm of a gradient too large.
 

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from genaug import checkpoint, digests, layouts, parallel, processes, signals
-from genaug.devices import DeviceMesh, check_batch_size
+from genaug.devices import DeviceMesh, check_batch_size, memory_left
 from genaug.signals import Signals
 from genaug.types import GenerativeModel, State, UserError
 
@@ -82,6 +82,7 @@ class _Loop:
     save: Callable[..., None]
     log: Callable[[int, dict[str, float]], None]
     told: Signals
+    mesh: DeviceMesh
 
 
 class _Sick(NamedTuple):
@@ -160,7 +161,7 @@ def fit(
                 beside = {**about(step), **({"due": True} if due else {})}
                 checkpoint.save(checkpoints, step, state, about=beside)
 
-    with signals.heeded() as told, _nothing_to_save(told):
+    with signals.heeded() as told, _nothing_to_save(told), _memory_explained():
         loop = _Loop(
             config=config,
             program=compiled(parallel.Guard(config.largest_norm)),
@@ -171,6 +172,7 @@ def fit(
             save=save,
             log=log,
             told=told,
+            mesh=mesh,
         )
         with told.interruptible():
             found = checkpoints and checkpoint.restore(checkpoints, template, owner=True)
@@ -215,7 +217,10 @@ def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[St
     for begin, stack in zip(calls, stacks, strict=True):
         # The first call compiles: what takes minutes, and loses nothing, may be interrupted.
         with told.interruptible() if begin == first else nullcontext():
-            state, metrics = loop.program(state, loop.feed(stack), loop.key, begin)
+            fed = loop.feed(stack)
+            if begin == first:
+                _check_memory(loop, state, fed, begin)
+            state, metrics = loop.program(state, fed, loop.key, begin)
         step = begin + config.steps_per_call
         now = told.received or processes.must_stop(step // config.steps_per_call)
         waits = now or bool(_due(loop, step))  # Both wait: what a checkpoint covers is logged.
@@ -237,6 +242,32 @@ def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[St
     if row == config.num_steps:
         raise _given_up(f"In none of {row} updates loss and gradient were finite", kept=False)
     return state, None
+
+
+LESS_MEMORY = (
+    "a smaller --train.batch-size, --train.accumulate 2 or more, --mesh.fsdp over more devices, or "
+    "the model's remat where it has one, take less"
+)
+
+
+def _check_memory(loop: _Loop, state: State, fed: Any, begin: int) -> None:
+    """Say before the first update that the memory will not do."""
+    needed = parallel.memory_needed(loop.program, state, fed, loop.key, begin)
+    left = memory_left(loop.mesh)
+    if needed is not None and left is not None and needed > left:
+        logging.warning("An update takes %.3g GB more on each device, and %.3g GB are left: %s.",
+                        needed / 1e9, left / 1e9, LESS_MEMORY)  # fmt: skip
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        line = (str(error).splitlines() or ["MemoryError"])[0][:200]
+        raise TrainingError(f"Out of memory ({line}): {LESS_MEMORY}.") from error
 
 
 def _due(loop: _Loop, step: int) -> list[Hook]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -379,6 +380,31 @@ def test_a_run_of_sick_updates_alone_is_no_trained_one():
     config = dataclasses.replace(SICK, num_steps=2)
     with pytest.raises(TrainingError, match="In none of 2 updates"):
         run(counting(lambda number, n: number >= 0), numbers, config)
+
+
+def test_memory_that_will_not_do_is_told_before_and_explained_after(tmp_path, caplog):
+    """Eight terabytes, more than any machine of these tests has."""
+
+    def step(state, batch, key):
+        noise = jax.random.normal(key, (2**20, 2**21))
+        return state, {"loss": jnp.max(noise @ noise.T) + state["x"]}
+
+    config = dataclasses.replace(CONFIG, steps_per_call=1, num_steps=4)
+    with pytest.raises(
+        TrainingError, match=r"Out of memory \(RESOURCE_EXHAUSTED.* smaller --train"
+    ):
+        run(toy(step), numbers, config, num_devices=1)
+    assert re.search(
+        r"takes [\d.e+]+ GB more on each device, and [\d.e+]+ GB are left", caplog.text
+    )
+
+
+def test_memory_that_will_do_is_not_spoken_of(model, stream, monkeypatch, caplog):
+    run(model, stream, dataclasses.replace(CONFIG, num_steps=4))
+    assert "GB" not in caplog.text
+    monkeypatch.setattr(training, "memory_left", lambda mesh: 1000)
+    run(model, stream, dataclasses.replace(CONFIG, num_steps=4))
+    assert "1e-06 GB are left: a smaller --train.batch-size" in caplog.text
 
 
 def test_the_state_is_donated(model, stream):
