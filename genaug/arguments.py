@@ -48,6 +48,10 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--from-run", type=Path, help="take the config of this run folder")
         sub.add_argument("--allow-change", action="append", default=[], metavar="FIELD",
                          help="go on though this has changed, as train.num-steps")  # fmt: skip
+        sub.add_argument("--supervise", action="store_true",
+                         help="start it again when it dies or stalls; needs --run-dir")  # fmt: skip
+        sub.add_argument("--stall-after", type=float, default=1800, metavar="SECONDS",
+                         help="of a supervised run that writes nothing (default 1800)")  # fmt: skip
         _process_options(sub)
     sample = command("sample", "draw samples from a run folder's trained model")
     sample.add_argument("run", type=Path, help="a run folder")
@@ -223,3 +227,16 @@ def _with_experiment(
     named = rest[:1] if rest and not rest[0].startswith("-") else []
     options.experiment = named[0] if named else None
     return options, rest[len(named) :]
+
+
+def without_supervision(arguments: list[str]) -> list[str]:
+    """The same command, of a run that is supervised."""
+    kept, skip = [], False
+    for one in arguments:
+        if skip or one == "--supervise" or one.startswith("--stall-after="):
+            skip = False
+        elif one == "--stall-after":
+            skip = True
+        else:
+            kept.append(one)
+    return kept

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genaug import __version__
-from genaug.arguments import parsed
+from genaug.arguments import parsed, without_supervision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = parsed(arguments)
+    options.arguments = arguments
     from genaug.types import UserError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -105,6 +106,8 @@ def _experiment(options: argparse.Namespace, fields: list[str]) -> Experiment:
 
 
 def _run(options: argparse.Namespace, fields: list[str]) -> int:
+    if options.supervise:
+        return _supervised(options)
     with _started(options) as console, _stoppable():
         from genaug import processes, runs
 
@@ -122,6 +125,18 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
                 _main_job(experiment, directory, folder, console)
         console.print(f"{time.monotonic() - began:.0f} s")
     return 0
+
+
+def _supervised(options: argparse.Namespace) -> int:
+    from genaug.supervise import Patience, supervise
+    from genaug.types import UserError
+
+    if options.run_dir is None:
+        raise UserError("--supervise looks at what the run writes: name its folder, --run-dir DIR.")
+    if not options.stall_after > 0:
+        raise UserError(f"--stall-after is {options.stall_after}; it must be above 0.")
+    command = [sys.executable, "-m", "genaug.cli", *without_supervision(options.arguments)]
+    return supervise(command, options.run_dir, Patience(stall_s=options.stall_after))
 
 
 @contextmanager
