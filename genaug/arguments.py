@@ -10,8 +10,8 @@ from genaug import __version__
 
 EPILOG = (
     "Exit codes: 0 done, 2 a mistake in the command, config or run folder, 3 data missing or bad, "
-    "4 training cannot go on, 5 other processes did not come, 130 stopped by Ctrl-C, 143 a machine "
-    "was taken away. After the last three the same command goes on."
+    "4 training cannot go on, 5 other processes did not come, 130 stopped by Ctrl-C, 143 stopped "
+    "by SIGTERM, as of a machine that is taken away. After the last three the same command goes on."
 )
 
 
@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--run-dir", type=Path, help="where results go (default: runs/NAME)")
         sub.add_argument("--from-run", type=Path, help="take the config of this run folder")
+        sub.add_argument("--allow-change", action="append", default=[], metavar="FIELD",
+                         help="go on though this has changed, as train.num-steps")  # fmt: skip
+        sub.add_argument("--supervise", action="store_true",
+                         help="start it again when it dies or stalls; needs --run-dir")  # fmt: skip
+        sub.add_argument("--stall-after", type=float, default=1800, metavar="SECONDS",
+                         help="of a supervised run that writes nothing (default 1800)")  # fmt: skip
         _process_options(sub)
     _sample_options(command("sample", "draw any number of samples from a run or a sampler bundle"))
     export = command("export", "write the sampler of a run as a bundle, or a bundle for this JAX")
@@ -99,6 +105,12 @@ def parser() -> argparse.ArgumentParser:
     )
     report = command("report", "write a run's report.html again")
     report.add_argument("run", type=Path, help="a run folder")
+    verify = command("verify", "whether what a run left is as it was written")
+    verify.add_argument("run", type=Path, help="a run folder")
+    verify.epilog = (
+        "Checkpoints (every file, every array), export/ and synthetic/; no model is built and "
+        "nothing is changed. Exit code 3 and a line for every fault. " + EPILOG
+    )
     data = command("data", "which datasets are here, and how to get what is not")
     data.add_argument("what", choices=("list",))
     tokenizer = command("tokenizer", "train a byte-level BPE on a set of texts")
@@ -231,3 +243,16 @@ def _with_experiment(
     named = rest[:1] if rest and not rest[0].startswith("-") else []
     options.experiment = named[0] if named else None
     return options, rest[len(named) :]
+
+
+def without_supervision(arguments: list[str]) -> list[str]:
+    """The same command, of a run that is supervised."""
+    kept, skip = [], False
+    for one in arguments:
+        if skip or one == "--supervise" or one.startswith("--stall-after="):
+            skip = False
+        elif one == "--stall-after":
+            skip = True
+        else:
+            kept.append(one)
+    return kept

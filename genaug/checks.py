@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from genaug import layouts, parallel, train
 from genaug.augmentation import Balance, require_labels, wanted
-from genaug.config import Experiment, rare_classes, to_json
+from genaug.config import Experiment, from_json, nearest_name, rare_classes, to_json
 from genaug.data.config import Data
 from genaug.data.dataset import Dataset
 from genaug.data.splits import Splits
@@ -97,8 +98,59 @@ def check(experiment: Experiment) -> None:
         raise UserError("study.metric rare_recall needs data.rare-classes: the classes it is of.")
 
 
-def check_claim(directory: Path, experiment: Experiment) -> None:
-    """Refuse a run folder that another config made, or that something else lives in."""
+LATER = ("synthetic.npz", "study", "results.json", "split_*", "cell_*")
+"""What a run leaves after training: of the config that it was trained with."""
+
+
+def config_changes(directory: Path, experiment: Experiment) -> list[str]:
+    """The fields in which an experiment differs from the one that a run folder was made with."""
+    return differences(_as_now(read_json(directory / "config.json")), to_json(experiment))
+
+
+def _as_now(config: Any) -> Any:
+    """A config that was written before there were some fields, with their defaults."""
+    try:
+        return to_json(from_json(config))
+    except UserError:  # What differs is then said field by field.
+        return config
+
+
+def allowed_fields(directory: Path) -> list[str]:
+    """Fields that were changed by name (--allow-change) since a run was begun."""
+    path = directory / "changes.json"
+    return list(read_json(path)) if path.is_file() else []
+
+
+def check_allowed(experiment: Experiment, allowed: Sequence[str]) -> None:
+    """Refuse names that are no fields of the experiment."""
+
+    def fields(value: Any, where: str = "") -> list[str]:
+        if not isinstance(value, dict):
+            return [where]
+        return [
+            name
+            for key, one in value.items()
+            for name in fields(one, f"{where}.{key}".lstrip(".").replace("_", "-"))
+        ]
+
+    known = fields(to_json(experiment))
+    for name in allowed:
+        if name not in known:
+            raise UserError(
+                f"--allow-change {name}: there is no such field.{nearest_name(name, known)}"
+            )
+
+
+def field(change: str) -> str:
+    """The field of a line of `differences`."""
+    return change.partition(": ")[0]
+
+
+def check_claim(directory: Path, experiment: Experiment, allowed: Sequence[str] = ()) -> None:
+    """Refuse a run folder that another config made, or that something else lives in.
+
+    allowed: fields that may differ, as "train.num-steps", as long as training is all that was done.
+    """
     if re.match(r"[a-z0-9]+:/", str(directory)):
         raise UserError(
             f"--run-dir {directory} is an address: use a folder, where a bucket is mounted "
@@ -106,16 +158,48 @@ def check_claim(directory: Path, experiment: Experiment) -> None:
         )
     path = directory / "config.json"
     if path.is_file():
-        changed = differences(read_json(path), to_json(experiment))
-        if changed:
+        changed = config_changes(directory, experiment)
+        if refused := [line for line in changed if field(line) not in allowed]:
             raise UserError(
-                f"{directory} belongs to a run of another config ({'; '.join(changed[:5])}): "
-                "use another --run-dir, or the config it was made with (--from-run)."
+                f"{directory} belongs to a run of another config ({'; '.join(refused)}): "
+                "use another --run-dir, or the config it was made with (--from-run), or name what "
+                f"may change while it is trained: --allow-change {field(refused[0])}."
+            )
+        later = [one.name for pattern in LATER for one in sorted(directory.glob(pattern))]
+        if changed and later:
+            raise UserError(
+                f"{directory} holds {later[0]}, which was made with another config "
+                f"({'; '.join(changed)}): use another --run-dir."
             )
     elif directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: use another --run-dir.")
     elif directory.exists() and any(p.name != ".lock" for p in directory.iterdir()):
         raise UserError(f"{directory} is not empty and holds no run: use another --run-dir.")
+
+
+def check_resumed(
+    saved: dict[str, Any], here: dict[str, Any], where: Path, allowed: Sequence[str] = ()
+) -> None:
+    """Refuse to go on from a checkpoint with another config, other data or another order of them.
+
+    saved, here: `job.described` as it was when the checkpoint was written, and as it is.
+    allowed:     fields of the config that were changed by name. With another config the order of
+                 the examples is another, and with other fields of the data the data.
+    """
+    if not saved:  # by a genaug that did not say
+        return
+    saved = {**saved, "config": _as_now(saved.get("config"))}
+    config = [field(line) for line in differences(saved["config"], here["config"])]
+    dropped = {f"config.{name}" for name in allowed}
+    dropped |= {"next-batch"} if config else set()
+    dropped |= {"data"} if any(name.startswith("data.") for name in config) else set()
+    lines = differences({name: saved.get(name) for name in here}, here)
+    changed = [line for line in lines if field(line) not in dropped]
+    if changed:
+        raise UserError(
+            f"{where} was saved by a run that differs ({'; '.join(changed)}): use another "
+            "--run-dir, or the config, data and genaug it was made with."
+        )
 
 
 def check_enough(dataset: Dataset | TextDataset, splits: Splits, batch_size: int) -> None:

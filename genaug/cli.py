@@ -1,8 +1,8 @@
 """The commands.
 
 Exit codes: 0 done · 2 a mistake in the command, config or run folder · 3 data missing or bad ·
-4 training cannot go on · 5 other processes did not come · 130 stopped by Ctrl-C · 143 a machine was
-taken away. After the last three the same command goes on.
+4 training cannot go on · 5 other processes did not come · 130 stopped by Ctrl-C · 143 stopped by
+SIGTERM, as of a machine that is taken away. After the last three the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genaug import __version__
-from genaug.arguments import parsed
+from genaug.arguments import parsed, without_supervision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options, rest = parsed(arguments)
+    options.arguments = arguments
     from genaug.types import UserError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             "plan": _plan,
             "launch": _launch,
             "report": _report,
+            "verify": _verify,
             "data": _data,
             "tokenizer": _tokenizer,
             "doctor": _doctor,
@@ -105,7 +107,9 @@ def _experiment(options: argparse.Namespace, fields: list[str]) -> Experiment:
 
 
 def _run(options: argparse.Namespace, fields: list[str]) -> int:
-    with _started(options) as console:
+    if options.supervise:
+        return _supervised(options)
+    with _started(options) as console, _stoppable():
         from genaug import processes, runs
 
         began = time.monotonic()
@@ -114,6 +118,8 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
         runs.agree_on_start(experiment, directory)
         _say_where(console, experiment, directory)
         with _claimed(directory) as folder:
+            for line in runs.accept_changes(folder, experiment, options.allow_change):
+                console.print(f"changed {line}")
             if options.command == "train":
                 _train(experiment, directory, folder, console)
             else:
@@ -122,13 +128,42 @@ def _run(options: argparse.Namespace, fields: list[str]) -> int:
     return 0
 
 
+def _supervised(options: argparse.Namespace) -> int:
+    from genaug.supervise import Patience, supervise
+    from genaug.types import UserError
+
+    if options.run_dir is None:
+        raise UserError("--supervise looks at what the run writes: name its folder, --run-dir DIR.")
+    if not options.stall_after > 0:
+        raise UserError(f"--stall-after is {options.stall_after}; it must be above 0.")
+    command = [sys.executable, "-m", "genaug.cli", *without_supervision(options.arguments)]
+    return supervise(command, options.run_dir, Patience(stall_s=options.stall_after))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end what runs in the body, with exit codes of their own."""
+    from genaug import signals
+
+    with signals.heeded(interruptible=True) as told:
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not told.received:
+                raise
+            print("\ngenaug: stopped; the same command goes on from here.", file=sys.stderr)
+            sys.exit(128 + told.received)
+
+
 def _checked(options: argparse.Namespace, fields: list[str]) -> Experiment:
     """The experiment, and that its values and its run folder can be used."""
     from genaug import checks
 
     experiment = _experiment(options, fields)
     checks.check(experiment)
-    checks.check_claim(options.run_dir or Path("runs") / experiment.name, experiment)
+    directory = options.run_dir or Path("runs") / experiment.name
+    checks.check_allowed(experiment, options.allow_change)
+    checks.check_claim(directory, experiment, options.allow_change)
     return experiment
 
 
@@ -255,6 +290,21 @@ def _report(options: argparse.Namespace, _: list[str]) -> int:
     of_grid = results.is_file() and "cells" in read_json(results)
     print((report_grid if of_grid else report).write_report(options.run))
     return 0
+
+
+def _verify(options: argparse.Namespace, _: list[str]) -> int:
+    console = _start(options)
+    from genaug.logs import plain
+    from genaug.types import DataError
+    from genaug.verify import verify
+
+    found = verify(options.run)
+    for one in found:
+        console.print(f"{plain(one.what)}: {'damaged' if one.faults else 'as it was written'}")
+    for one in found:
+        for fault in one.faults:
+            print(plain(f"{one.what}: {fault}"), file=sys.stderr)
+    return DataError.exit_code if any(one.faults for one in found) else 0
 
 
 def _data(options: argparse.Namespace, _: list[str]) -> int:

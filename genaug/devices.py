@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -69,6 +70,23 @@ def use_cpu_cores_as_devices() -> None:
     if not wanted.isdigit() or int(wanted) < 1:
         raise UserError(f"GENAUG_CPU_DEVICES is {wanted!r}; it must be a whole number from 1 up.")
     jax.config.update("jax_num_cpu_devices", int(wanted))
+
+
+def memory_left(mesh: DeviceMesh) -> int | None:
+    """Bytes that a device of this process may still take; None where nothing says.
+
+    The devices that CPU cores are share what the machine has left.
+    """
+    devices = mesh.devices.local_devices
+    if mesh.platform != "cpu":
+        stats = devices[0].memory_stats() or {}
+        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(kilobytes[0]) * 1024 // len(devices) if kilobytes else None
 
 
 def make_mesh(config: Mesh) -> DeviceMesh:

@@ -4,6 +4,7 @@ that file is there, so the same command goes on where a stopped run ended, to th
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,9 +14,11 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from genaug import export, layouts, parallel, report
+from genaug import checkpoint, export, layouts, parallel, report
 from genaug.arms import Arms
 from genaug.augmentation import Drawn, draw, wanted
+from genaug.checks import allowed_fields, check_resumed
+from genaug.config import to_json as config_to_json
 from genaug.data import Dataset, batches, pipeline, write_examples
 from genaug.evaluation import classifier
 from genaug.evaluation import study as studies
@@ -68,6 +71,24 @@ def kept_on_devices(run: Prepared) -> Callable[[dict[str, np.ndarray]], Any] | N
     return parallel.compile_lookup(dataset.arrays(np.arange(len(dataset))), mesh)
 
 
+def described(run: Prepared, step: int) -> dict[str, Any]:
+    """What training goes on with after an update: config, data and the examples that come next."""
+    experiment = run.experiment
+    order = pipeline(
+        run.dataset,
+        run.splits.train,
+        batch_size=experiment.train.batch_size,
+        seed=experiment.seed,
+        balance=experiment.train.class_balance,
+        positions=True,
+    )
+    return {
+        "config": config_to_json(experiment),
+        "data": run.dataset.fingerprint,
+        "next_batch": hashlib.sha256(order[step]["position"].tobytes()).hexdigest(),
+    }
+
+
 def train(run: Prepared, console: Console, title: str = "train") -> Weights:
     """Train the generator (or find it trained) and return what sampling needs."""
     experiment, key = run.experiment, keys(run.experiment.seed)
@@ -83,12 +104,17 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
         rows=layouts.local_rows(config.batch_size, run.mesh),
         positions=feed is not None,
     )
+    about = partial(described, run)
     latest: dict[str, float] = {}
     log: list[MetricLog] = []
     with bar(console, f"{title} {family}", config.num_steps, "steps") as progress:
 
-        def resumed(step: int) -> None:
-            log.append(MetricLog(run.directory, step))
+        def resumed(step: int, due: bool) -> None:
+            if step:
+                saved = checkpoint.about(run.checkpoints, step)
+                changed = allowed_fields(run.directory)
+                check_resumed(saved, about(step), run.checkpoints, changed)
+            log.append(MetricLog(run.directory, step, due))
             progress.start_at(step)
 
         def record(step: int, metrics: dict[str, float]) -> None:
@@ -109,6 +135,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
             hooks=hooks(run, key, record),
             log=record,
             resumed=resumed,
+            about=about,
         )
         log[0].close()
     return run.model.weights(state)

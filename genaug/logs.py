@@ -42,14 +42,18 @@ def make_console(quiet: bool = False) -> Console:
 class MetricLog:
     """metrics.jsonl and TensorBoard events, from update `start` on.
 
-    Lines of updates from `start` on, left by a run that was stopped, are dropped first.
+    Lines of updates from `start` on, left by a run that was stopped, are dropped first. With `due`
+    what came due at `start` is done again: of that update the first line stays, training's own.
     """
 
-    def __init__(self, directory: Path, start: int):
+    def __init__(self, directory: Path, start: int, due: bool = False):
         from tensorboardX import SummaryWriter
 
         self._path = directory / "metrics.jsonl"
         lines = [line for line in read_metrics(directory) if line["step"] <= start]
+        if due:
+            last = [line for line in lines if line["step"] == start][:1]
+            lines = [line for line in lines if line["step"] < start] + last
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=start)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float
 
 from genaug import layouts
 from genaug.devices import ROWS, DeviceMesh
@@ -50,20 +51,61 @@ def _told(state: State, in_use: Tree, reduced: Tree, accumulate: int) -> State:
     return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, NetworkState))
 
 
+def memory_needed(program: Callable[..., Any], *arguments: Any) -> int | None:
+    """Bytes that a device takes beyond what the arguments take already; None where nothing says.
+
+    The program is compiled for it, and not again when it is called with such arguments.
+    """
+    if not hasattr(program, "lower"):  # pmap is several programs
+        return None
+    found = program.lower(*arguments).compile().memory_analysis()
+    if found is None:
+        return None
+    made = found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(found.temp_size_in_bytes + made)
+
+
+class Guard(NamedTuple):
+    """What a step's metrics must be for it to count: finite, and no norm of a gradient too large.
+
+    The decision is of the metrics alone, which are the same on all devices: it costs a pass over
+    nothing, and XLA joins it with the update, so that no second state is kept. Families report the
+    norm of every gradient, which is not finite where the gradient is not.
+    """
+
+    largest_norm: float | None = None
+
+    def __call__(self, metrics: Metrics) -> Float[jax.Array, " metrics"]:
+        """1 for every metric that is as it must be, by name."""
+
+        def one(name: str) -> jax.Array:
+            good = jnp.all(jnp.isfinite(metrics[name]))
+            if self.largest_norm is not None and name.endswith("grad_norm"):
+                good &= jnp.all(metrics[name] <= self.largest_norm)
+            return good.astype(jnp.float32)
+
+        return jnp.stack([one(name) for name in sorted(metrics)])
+
+
 def compile_steps(
     step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]],
     mesh: DeviceMesh,
     template: State,
     accumulate: int = 1,
+    guard: Guard | None = Guard(),  # noqa: B008
 ) -> Callable[[State, Batch, jax.Array, int], tuple[State, Metrics]]:
     """K steps as one program: `(state, stack of K batches, key, first step) -> (state, metrics)`.
 
     The state is donated; it comes and stays where `template` (`abstract`) says. Step i draws its
-    randomness from `fold_in(key, first + i)` and the metrics are means over the K steps. Gradients
-    are taken of `accumulate` parts of a batch in turn.
+    randomness from `fold_in(key, first + i)`. Gradients are taken of `accumulate` parts of a batch
+    in turn.
+
+    guard: which steps are left out: the state stays as it was before them. The metrics are means
+           over the others, and `metrics["good"]`, float32 [K, metrics by name], is 0 where a metric
+           was the reason. None leaves out no step, and tells of none.
     """
     compiler = _under_pmap if mesh.config.strategy == "pmap" else _under_jit
-    return compiler(step, mesh, template, accumulate)
+    return compiler(step, mesh, template, accumulate, guard)
 
 
 def _loop(
@@ -71,8 +113,28 @@ def _loop(
     tell: Tree,
     settle: Callable[[State, Metrics], tuple[State, Metrics]],
     offset: Callable[[int], Any],
+    guard: Guard | None,
 ) -> Callable[[State, Batch, jax.Array, Any], tuple[State, Metrics]]:
     """K steps in a scan. `offset(n)` is the place in the batch of the first of n examples here."""
+
+    def guarded(old: State, new: State, metrics: Metrics) -> tuple[State, Metrics]:
+        if guard is None or not metrics:
+            return new, metrics
+        good = guard(metrics)
+        leaves = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+        kept = [jnp.where(jnp.all(good > 0), one, other) for one, other in leaves]
+        return jax.tree.unflatten(jax.tree.structure(new), kept), {**metrics, "good": good}
+
+    def mean(metrics: Metrics) -> Metrics:
+        if "good" not in metrics:
+            return jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
+        good = metrics.pop("good")
+        every = jnp.all(good > 0, axis=1)
+
+        def of(m: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(every, m, 0.0)) / jnp.sum(every)
+
+        return {**jax.tree.map(of, metrics), "good": good}
 
     def run(
         state: State, batches: Batch, key: jax.Array, first: int | jax.Array
@@ -82,10 +144,11 @@ def _loop(
         def one(state: State, step_and_batch: tuple[jax.Array, Batch]) -> tuple[State, Metrics]:
             number, batch = step_and_batch
             batch = {**batch, "index": offset(rows) + jnp.arange(rows)}
-            return settle(*step(tell(state), batch, jax.random.fold_in(key, number)))
+            new, metrics = settle(*step(tell(state), batch, jax.random.fold_in(key, number)))
+            return guarded(state, new, metrics)
 
         state, metrics = lax.scan(one, state, (first + jnp.arange(count), batches))
-        return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
+        return state, mean(metrics)
 
     return run
 
@@ -134,7 +197,9 @@ def _with_kernels(function: Callable[..., Any], mesh: DeviceMesh) -> Callable[..
     return run
 
 
-def _under_jit(step: Any, mesh: DeviceMesh, template: State, accumulate: int) -> Any:
+def _under_jit(
+    step: Any, mesh: DeviceMesh, template: State, accumulate: int, guard: Guard | None
+) -> Any:
     """One program over the global arrays; XLA puts the communication in."""
 
     def in_use(tree: Any) -> Any:
@@ -151,7 +216,8 @@ def _under_jit(step: Any, mesh: DeviceMesh, template: State, accumulate: int) ->
 
     whole, split = layouts.whole(mesh), layouts.split(mesh, axis=1)
     kept = jax.tree.map(lambda leaf: leaf.sharding, template)
-    loop = _loop(step, lambda s: _told(s, in_use, reduced, accumulate), settle, lambda rows: 0)
+    tell = partial(_told, in_use=in_use, reduced=reduced, accumulate=accumulate)
+    loop = _loop(step, tell, settle, lambda rows: 0, guard)
     return jax.jit(
         _with_kernels(loop, mesh),
         donate_argnums=0,
@@ -160,7 +226,9 @@ def _under_jit(step: Any, mesh: DeviceMesh, template: State, accumulate: int) ->
     )
 
 
-def _under_pmap(step: Any, mesh: DeviceMesh, template: State, accumulate: int) -> Any:
+def _under_pmap(
+    step: Any, mesh: DeviceMesh, template: State, accumulate: int, guard: Guard | None
+) -> Any:
     """The same program on every device, each with its rows; gradients are averaged by `pmean`.
 
     Statistics are each device's own, averaged after every step: batch norm normalises by the
@@ -182,6 +250,7 @@ def _under_pmap(step: Any, mesh: DeviceMesh, template: State, accumulate: int) -
             lambda s: _told(s, lambda tree: tree, mean, accumulate),
             settle,
             lambda rows: lax.axis_index("data") * rows,
+            guard,
         ),
         axis_name="data",
         in_axes=(None, 1, None, None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -18,6 +18,7 @@ import genaug
 from genaug import checkpoint, layouts
 from genaug.bundle import spec_from_json, spec_to_json
 from genaug.checks import (
+    allowed_fields,
     check,
     check_base,
     check_claim,
@@ -25,6 +26,8 @@ from genaug.checks import (
     check_coverage,
     check_enough,
     check_step,
+    config_changes,
+    field,
 )
 from genaug.config import Experiment, experiment_from_json, rare_classes, to_json
 from genaug.data.config import Data
@@ -100,7 +103,8 @@ def prepare(
         start = partial(_start, base.state)
     agree("other data", about)
     path = directory / "data.json"
-    if path.is_file() and read_json(path) != about:
+    changed = any(name.startswith("data.") for name in allowed_fields(directory))
+    if path.is_file() and read_json(path) != about and not changed:
         raise DataError(
             f"The data of {experiment.data.source} is not what {directory} was made with: "
             "use another --run-dir."
@@ -120,6 +124,25 @@ def prepare(
         mesh=mesh,
         start=start,
     )
+
+
+def accept_changes(directory: Path, experiment: Experiment, allowed: Sequence[str]) -> list[str]:
+    """Take an experiment that differs in fields that were named as that of a run folder.
+
+    Returns what changed. Which fields were is kept in changes.json.
+
+    Raises:
+        UserError: of a field that was not named, or a folder that holds more than training.
+    """
+    if not allowed or not (directory / "config.json").is_file():
+        return []
+    check_claim(directory, experiment, allowed)
+    changed = config_changes(directory, experiment)
+    if changed:
+        fields = [*allowed_fields(directory), *map(field, changed)]
+        write_json(directory / "changes.json", sorted(set(fields)))
+        write_json(directory / "config.json", to_json(experiment))
+    return changed
 
 
 def agree_on_start(experiment: Experiment, directory: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
-from genaug import checkpoint, layouts, parallel, processes
-from genaug.devices import DeviceMesh, check_batch_size
+from genaug import checkpoint, digests, layouts, parallel, processes, signals
+from genaug.devices import DeviceMesh, check_batch_size, memory_left
+from genaug.signals import Signals
 from genaug.types import GenerativeModel, State, UserError
 
 
@@ -36,6 +40,8 @@ class Train:
     )
     distance_samples: int = 0  # samples at every evaluation, for the Fréchet distance; 0 = none
     distance_features: Literal["efflite0", "pixels"] = "efflite0"  # in which it is taken
+    largest_norm: float | None = None  # updates with a larger norm of a gradient are left out
+    patience: int = 10  # updates left out in a row after which training goes back to a checkpoint
 
 
 class TrainingError(UserError):
@@ -44,10 +50,12 @@ class TrainingError(UserError):
     exit_code = 4
 
 
-class Preempted(UserError):
-    """A machine is about to be taken away, and what was trained is saved. Exit code 143."""
+class Stopped(UserError):
+    """Told to stop, and what was trained is saved. Exit code 128 and the signal's number."""
 
-    exit_code = 143
+    def __init__(self, words: str, number: int):
+        super().__init__(words)
+        self.exit_code = 128 + number
 
 
 class Hook(NamedTuple):
@@ -57,9 +65,40 @@ class Hook(NamedTuple):
     call: Callable[[int, State], None]
 
 
+FRUITLESS = 2
+"""How often in a row training goes back without a good update after it, before it gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loop:
+    """What stays the same while training goes on."""
+
+    config: Train
+    program: Callable[[State, Any, jax.Array, int], tuple[State, dict[str, jax.Array]]]
+    batches: Callable[[int, int], Iterable[dict[str, np.ndarray]]]
+    feed: Callable[[dict[str, np.ndarray]], Any]
+    key: jax.Array
+    hooks: Sequence[Hook]
+    save: Callable[..., None]
+    log: Callable[[int, dict[str, float]], None]
+    told: Signals
+    mesh: DeviceMesh
+
+
+class _Sick(NamedTuple):
+    """A row of updates that were left out, long enough to go back for. Updates count from 0."""
+
+    first: int
+    last: int
+    resume: int  # the update after the call in which the row became that long
+    metrics: tuple[str, ...]  # that were not finite, or too large
+
+
 def check(config: Train) -> None:
     """Refuse counts that do not divide into whole calls."""
-    for name in ("num_steps", "batch_size", "accumulate", "steps_per_call"):
+    if config.largest_norm is not None and not config.largest_norm > 0:
+        raise UserError(f"train.largest-norm is {config.largest_norm}; it must be above 0.")
+    for name in ("num_steps", "batch_size", "accumulate", "steps_per_call", "patience"):
         if getattr(config, name) < 1:
             raise UserError(f"train.{name.replace('_', '-')} must be at least 1.")
     for name in ("num_steps", "evaluate_every", "sample_every", "checkpoint_every"):
@@ -84,7 +123,8 @@ def fit(
     start: Callable[[State], State] = lambda fresh: fresh,
     hooks: Sequence[Hook] = (),
     log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    resumed: Callable[[int], None] = lambda step: None,
+    resumed: Callable[[int, bool], None] = lambda step, due: None,
+    about: Callable[[int], dict[str, Any]] = lambda step: {},
 ) -> State:
     """Train for `config.num_steps` updates, from the newest checkpoint if there is one.
 
@@ -94,51 +134,184 @@ def fit(
              (`parallel.compile_lookup`).
     start:   what becomes of the initial state where there is no checkpoint yet: fine-tuning.
     log:     called with the metrics of every call, one call late: the loop never waits for them.
-    resumed: called once with the first update to be made.
+    resumed: called once with the number of updates made, and whether what was due after them is
+             done again: a run was stopped in the middle of that.
+    about:   what is saved beside the state after an update (`checkpoint.about`).
+
+    An update whose loss or gradient is not finite is left out, on the devices: the state stays as
+    it was. After `config.patience` of them in a row the last good checkpoint is taken instead and
+    training goes on behind the call they end in, as if the batches in between were not there.
 
     Raises:
-        TrainingError: the loss is no longer finite.
-        Preempted:     this machine, or another of the run's, is to be taken away; the state is
-                       saved, and the same call goes on from there.
+        TrainingError: going back did not help, or there is nothing to go back to.
+        Stopped:       by SIGTERM (as of a machine, this or another of the run's, that is about to
+                       be taken away) or Ctrl-C; the state is saved, and the same call goes on from
+                       there.
         UserError:     of values, a mesh or a checkpoint that cannot be used.
     """
     check(config)
     check_batch_size(config.batch_size, mesh, config.accumulate)
     init_key, step_key = jax.random.split(key)
     template = layouts.abstract(model.init, mesh)
-    found = checkpoints and checkpoint.restore(checkpoints, template)
-    if found:
-        state, first = found
-    else:
-        fresh = parallel.compile_init(model.init, mesh)(init_key)
-        state, first = layouts.place(start(fresh), mesh), 0
-    _check_first(first, config.num_steps)
-    resumed(first)
-    if checkpoints:
-        hooks = [*hooks, Hook(config.checkpoint_every, _saver(checkpoints, first))]
-    run = parallel.compile_steps(model.step, mesh, template, config.accumulate)
-    feed = feed or partial(layouts.split_rows, mesh=mesh, axis=1)
+    compiled = partial(parallel.compile_steps, model.step, mesh, template, config.accumulate)
+
+    def save(step: int, state: State, due: bool = False) -> None:
+        if checkpoints:
+            with told.kept():
+                beside = {**about(step), **({"due": True} if due else {})}
+                checkpoint.save(checkpoints, step, state, about=beside)
+
+    with signals.heeded() as told, _nothing_to_save(told), _memory_explained():
+        loop = _Loop(
+            config=config,
+            program=compiled(parallel.Guard(config.largest_norm)),
+            batches=batches,
+            feed=feed or partial(layouts.split_rows, mesh=mesh, axis=1),
+            key=step_key,
+            hooks=[*hooks, Hook(config.checkpoint_every, save)] if checkpoints else hooks,
+            save=save,
+            log=log,
+            told=told,
+            mesh=mesh,
+        )
+        with told.interruptible():
+            found = checkpoints and checkpoint.restore(checkpoints, template, owner=True)
+            if found:
+                state, first = found
+            else:
+                fresh = parallel.compile_init(model.init, mesh)(init_key)
+                state, first = layouts.place(start(fresh), mesh), 0
+        _check_first(first, config.num_steps)
+        due = bool(checkpoints and found and checkpoint.about(checkpoints, first).get("due"))
+        resumed(first, due)
+        state, sick = _train(loop, state, first, due)
+        fruitless = 0
+        while sick:
+            words = _words(sick, _culprits(loop, compiled(None), state, sick.last))
+            fruitless = fruitless + 1 if sick.first == first else 0
+            if fruitless > FRUITLESS:
+                raise _given_up(f"{words}, and going back {FRUITLESS} times did not help", True)
+            found = checkpoints and checkpoint.restore(
+                checkpoints, template, owner=True, finite=True
+            )
+            if not found:
+                raise _given_up(f"{words}, and there is no checkpoint to go back to", False)
+            (state, back), first = found, sick.resume
+            logging.warning("%s: training goes back to update %s, and on with update %s.",
+                            words, back, first + 1)  # fmt: skip
+            state, sick = _train(loop, state, first, due=True)
+    return state
+
+
+def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[State, _Sick | None]:
+    """From update `first` to the last, or until too many in a row were left out.
+
+    due: whether what is due after `first` updates is still to be done.
+    """
+    config, told, row = loop.config, loop.told, 0
+    if due:
+        _call_hooks(loop, first, state)
     pending: tuple[int, Any] | None = None
-    stacks = _stacks(batches(first, config.num_steps), config.steps_per_call)
+    stacks = _stacks(loop.batches(first, config.num_steps), config.steps_per_call)
     calls = range(first, config.num_steps, config.steps_per_call)
     for begin, stack in zip(calls, stacks, strict=True):
-        state, metrics = run(state, feed(stack), step_key, begin)
-        if pending:
-            _report(*pending, log)
+        # The first call compiles: what takes minutes, and loses nothing, may be interrupted.
+        with told.interruptible() if begin == first else nullcontext():
+            fed = loop.feed(stack)
+            if begin == first:
+                _check_memory(loop, state, fed, begin)
+            state, metrics = loop.program(state, fed, loop.key, begin)
         step = begin + config.steps_per_call
-        pending = (step, metrics)
-        stop = processes.must_stop(step // config.steps_per_call) and step < config.num_steps
-        due = [hook for hook in hooks if step % hook.every == 0 or step == config.num_steps]
-        if due or stop:  # Both wait for the state; what a checkpoint covers is logged.
-            _report(*pending, log)
-            pending = None
-        for hook in due:
-            hook.call(step, state)
-        if stop:
-            raise _preempted(checkpoints, step, state)
+        now = told.received or processes.must_stop(step // config.steps_per_call)
+        waits = now or bool(_due(loop, step))  # Both wait: what a checkpoint covers is logged.
+        for reported in [pending, (begin, metrics)] if waits else [pending]:
+            if reported:
+                row, sick = _report(reported[0], reported[1], row, config, loop.log)
+                if sick:
+                    return state, sick
+        pending = None if waits else (begin, metrics)
+        # A checkpoint is of a state that the last update was good for: going back helps then.
+        save = not row or step == config.num_steps
+        if now:
+            raise _stopped(loop, step, state, save)
+        _call_hooks(loop, step, state, save)
     if pending:
-        _report(*pending, log)
-    return state
+        row, sick = _report(pending[0], pending[1], row, config, loop.log)
+        if sick:
+            return state, sick
+    if row == config.num_steps:
+        raise _given_up(f"In none of {row} updates loss and gradient were finite", kept=False)
+    return state, None
+
+
+LESS_MEMORY = (
+    "a smaller --train.batch-size, --train.accumulate 2 or more, --mesh.fsdp over more devices, or "
+    "the model's remat where it has one, take less"
+)
+
+
+def _check_memory(loop: _Loop, state: State, fed: Any, begin: int) -> None:
+    """Say before the first update that the memory will not do."""
+    needed = parallel.memory_needed(loop.program, state, fed, loop.key, begin)
+    left = memory_left(loop.mesh)
+    if needed is not None and left is not None and needed > left:
+        logging.warning("An update takes %.3g GB more on each device, and %.3g GB are left: %s.",
+                        needed / 1e9, left / 1e9, LESS_MEMORY)  # fmt: skip
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        line = (str(error).splitlines() or ["MemoryError"])[0][:200]
+        raise TrainingError(f"Out of memory ({line}): {LESS_MEMORY}.") from error
+
+
+def _due(loop: _Loop, step: int) -> list[Hook]:
+    end = loop.config.num_steps
+    return [hook for hook in loop.hooks if step % hook.every == 0 or step == end]
+
+
+def _call_hooks(loop: _Loop, step: int, state: State, save: bool = True) -> None:
+    for hook in _due(loop, step):
+        if hook.call is loop.save:
+            if save:
+                hook.call(step, state)
+            continue
+        try:
+            with loop.told.interruptible():
+                hook.call(step, state)
+        except KeyboardInterrupt:
+            if not loop.told.received:
+                raise
+            raise _stopped(loop, step, state, save) from None
+    if loop.told.received and step < loop.config.num_steps:
+        raise _stopped(loop, step, state, save)
+
+
+@contextmanager
+def _nothing_to_save(told: Signals) -> Iterator[None]:
+    """What a signal ends before the first update is made here."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not told.received:
+            raise
+        words = "Stopped before an update was made; the same command goes on from here."
+        raise Stopped(words, told.received) from None
+
+
+def _stopped(loop: _Loop, step: int, state: State, save: bool) -> Stopped:
+    """Save, with what was due after this update to be done again."""
+    number = loop.told.received or signal.SIGTERM
+    if save:
+        loop.save(step, state, due=bool(_due(loop, step)))
+    why = "Stopped" if number == signal.SIGINT else "A machine is about to be taken away"
+    kept = f"update {step} is saved" if save else "what was saved before is kept"
+    return Stopped(f"{why}; {kept}, and the same command goes on from there.", number)
 
 
 def _check_first(first: int, num_steps: int) -> None:
@@ -147,23 +320,6 @@ def _check_first(first: int, num_steps: int) -> None:
             f"The run has already made {first} updates, more than train.num-steps {num_steps}: "
             "use another --run-dir."
         )
-
-
-def _preempted(checkpoints: Path | None, step: int, state: State) -> Preempted:
-    if checkpoints:
-        checkpoint.save(checkpoints, step, state)
-    return Preempted(
-        f"A machine is about to be taken away; update {step} is saved, and the same command goes "
-        "on from there."
-    )
-
-
-def _saver(directory: Path, start: int) -> Callable[[int, State], None]:
-    def save(step: int, state: State) -> None:
-        if step > start:
-            checkpoint.save(directory, step, state)
-
-    return save
 
 
 def _stacks(
@@ -176,13 +332,53 @@ def _stacks(
 
 
 def _report(
-    step: int, metrics: dict[str, jax.Array], log: Callable[[int, dict[str, float]], None]
-) -> None:
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise TrainingError(
-            f"{bad[0]} is {values[bad[0]]} at update {step}: lower the learning rate or clip the "
-            "gradients (the optimizer's clip-norm). The last good checkpoint is kept."
-        )
-    log(step, values)
+    begin: int,
+    metrics: dict[str, jax.Array],
+    row: int,
+    config: Train,
+    log: Callable[[int, dict[str, float]], None],
+) -> tuple[int, _Sick | None]:
+    """Log a call's metrics, and count on the updates in a row that were left out."""
+    values = jax.device_get(metrics)
+    names = sorted(values.keys() - {"good"})
+    fine = np.asarray(values.get("good", np.ones((config.steps_per_call, 1)))) > 0
+    good = np.asarray(fine.all(axis=1))
+    left_out = np.flatnonzero(~good)
+    step = begin + len(good)
+    sick = None
+    for i in range(len(good)):
+        row = 0 if good[i] else row + 1
+        if row == config.patience:
+            why = tuple(name for name, ok in zip(names, fine[i], strict=True) if not ok)
+            sick = _Sick(begin + i + 1 - row, begin + i, step, why)
+    if len(left_out):
+        bad = [name for i, name in enumerate(names) if not fine[:, i].all()]
+        some = ", ".join(str(begin + i + 1) for i in left_out[:5]) + ", ..." * (len(left_out) > 5)
+        logging.warning("update %s left out: %s not finite, or too large.", some, ", ".join(bad))
+    found = {name: float(values[name]) for name in names} if len(left_out) < len(good) else {}
+    log(step, {**found, **({"left_out": float(len(left_out))} if len(left_out) else {})})
+    return row, sick
+
+
+def _culprits(loop: _Loop, program: Any, state: State, update: int) -> list[str]:
+    """The arrays that are not finite, or are not after that update. The state is donated."""
+    if found := digests.not_finite(state):
+        return found
+    stack = next(_stacks(loop.batches(update, update + 1), 1))
+    return digests.not_finite(program(state, loop.feed(stack), loop.key, update)[0])
+
+
+def _words(sick: _Sick, culprits: list[str]) -> str:
+    some = ", ".join(culprits[:3]) + (f" and {len(culprits) - 3} more" if culprits[3:] else "")
+    arrays = f", in {some}" if some else ""
+    return (
+        f"{', '.join(sick.metrics)} not finite or too large in updates {sick.first + 1} to "
+        f"{sick.last + 1}{arrays}"
+    )
+
+
+def _given_up(words: str, kept: bool) -> TrainingError:
+    return TrainingError(
+        f"{words}: lower the learning rate, clip the gradients (the optimizer's clip-norm) or look "
+        f"at the data.{' The last good checkpoint is kept.' if kept else ''}"
+    )

@@ -1,14 +1,16 @@
 """Checkpoints: what comes back is what was saved, or an older one, and never a wrong weight."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaug import checkpoint, files, layouts, parallel
+from genaug import checkpoint, digests, files, layouts, parallel
 from genaug.devices import Mesh, make_mesh
 from genaug.models.cvae import CVAE
 from genaug.nets.autoencoder import MLP
@@ -37,6 +39,36 @@ def assert_equal(a, b):
     for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
+
+
+RECORDED = Path(__file__).with_name("recorded") / "checkpoint_format_1"
+
+
+def recorded():
+    """What the recorded checkpoint holds: of every kind of array a small one."""
+    return {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
+        "b": {"c": np.arange(4, dtype=np.int32), "d": np.array(True)},
+    }
+
+
+def recorded_template():
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layouts.whole(mesh_of(2))),
+        recorded(),
+    )
+
+
+def reference_digest(array):
+    """The sum of `digests`, an element at a time, with Python's integers."""
+
+    def mixed(x):
+        x = ((x ^ (x >> 16)) * 0x85EBCA6B) % 2**32
+        x = ((x ^ (x >> 13)) * 0xC2B2AE35) % 2**32
+        return x ^ (x >> 16)
+
+    words = array.reshape(-1).view({1: np.uint8, 2: np.uint16, 4: np.uint32}[array.itemsize])
+    return sum(mixed(int(w) ^ mixed(i + 1)) for i, w in enumerate(words)) % 2**32
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +223,7 @@ def test_a_save_killed_before_its_mark_leaves_the_older_step(model, states, dire
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_atomically", killed)
+        patch.setattr(checkpoint, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(directory, 30, states[30])
     assert (directory / "30").is_dir()
@@ -221,12 +253,127 @@ def test_a_save_outlives_later_steps_that_were_damaged(model, states, directory)
     assert_equal(checkpoint.restore(directory, abstract(model))[0], states[30])
 
 
-def test_another_models_checkpoint_names_the_first_leaf_that_differs(directory):
-    with pytest.raises(
-        UserError, match=r"20 was written by another model: (\S+) is .* there and"
-    ) as error:
-        checkpoint.restore(directory, abstract(make_model(hidden=17)))
+def test_another_models_checkpoint_names_every_leaf_that_differs_and_reads_none(
+    directory, monkeypatch
+):
+    def never(*arguments):
+        raise AssertionError("an array was read")
+
+    monkeypatch.setattr(checkpoint.ocp, "load", never)
+    other = abstract(make_model(hidden=17))
+    with pytest.raises(UserError, match=r"20 was written by another model: ") as error:
+        checkpoint.restore(directory, other)
     assert "ema.decoder.Dense_0.bias is float32[16] there and float32[17] here" in str(error.value)
+    shapes = {name: leaf.shape for name, leaf in digests.leaves(abstract(make_model())).items()}
+    for name, leaf in digests.leaves(other).items():
+        assert (f"{name} is " in str(error.value)) == (leaf.shape != shapes[name]), name
+
+
+def _array_files(directory):
+    return sorted((directory / "20" / "state" / "ocdbt.process_0" / "d").iterdir())
+
+
+def _flip_at(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_changed_array_is_named_and_the_step_set_aside(states, model, directory, caplog):
+    (path,) = _array_files(directory)
+    _flip_at(path, len(path.read_bytes()) // 2)
+    state, step = checkpoint.restore(directory, abstract(model), owner=True)
+    assert step == 10
+    assert_equal(state, states[10])
+    named = re.findall(r"array (\S+) has changed", caplog.text)
+    assert len(named) == 1
+    assert named[0] in digests.leaves(states[20])
+    aside = directory / "damaged" / "20"
+    assert f"moved to {aside}" in caplog.text
+    reasons = files.read_json(aside / "reason.json")["reasons"]
+    assert f"array {named[0]} has changed since it was written" in reasons
+    assert checkpoint.steps(directory) == [10]
+    assert sorted(p.name for p in aside.iterdir()) == ["mark.json", "reason.json", "state"]
+    for _ in range(2):  # and again: the first is not overwritten
+        checkpoint.save(directory, 20, states[20])
+        (directory / "20" / "more").write_text("")
+        assert checkpoint.restore(directory, abstract(model), owner=True)[1] == 10
+    assert sorted(p.name for p in aside.parent.iterdir()) == ["20", "20-1", "20-2"]
+
+
+def test_who_only_reads_moves_nothing(model, directory):
+    (directory / "20" / "more").write_text("")
+    assert checkpoint.restore(directory, abstract(model))[1] == 10
+    assert checkpoint.steps(directory) == [10, 20]
+
+
+def test_the_owner_removes_what_killed_saves_left(model, directory):
+    (directory / "30").mkdir()
+    (directory / "40.orbax-checkpoint-tmp").mkdir()
+    assert checkpoint.restore(directory, abstract(model))[1] == 20
+    assert (directory / "30").exists()
+    assert checkpoint.restore(directory, abstract(model), owner=True)[1] == 20
+    assert sorted(p.name for p in directory.iterdir()) == ["10", "10.json", "20", "20.json"]
+
+
+def test_an_array_that_differs_in_files_that_do_not_is_noticed(model, states, directory):
+    """Damage before the files were written: of the memory, or by the writer."""
+    mark = checkpoint.read_mark(directory, 20)
+    name = "variables.params.decoder.Dense_0.kernel"
+    mark["arrays"][name]["digest"] = "00000000"
+    digest = checkpoint._digest(mark)
+    files.write_json(directory / "20.json", {**mark, "digest": digest})
+    assert checkpoint.faults(directory, 20) == []
+    assert checkpoint.restore(directory, abstract(model))[1] == 10
+    assert checkpoint.array_faults(directory, 20) == [
+        f"array {name} has changed since it was written"
+    ]
+
+
+def test_a_state_that_is_not_finite_counts_as_damaged_where_asked(model, states, directory, caplog):
+    sick = jax.tree.map(jnp.copy, states[20])
+    sick.ema["decoder"]["Dense_0"]["bias"] = (
+        sick.ema["decoder"]["Dense_0"]["bias"].at[3].set(jnp.nan)
+    )
+    checkpoint.save(directory, 30, sick)
+    assert checkpoint.restore(directory, abstract(model))[1] == 30
+    assert checkpoint.restore(directory, abstract(model), finite=True)[1] == 20
+    assert "array ema.decoder.Dense_0.bias is not finite" in caplog.text
+
+
+def test_what_is_saved_beside_a_step_comes_back(states, tmp_path):
+    checkpoint.save(tmp_path, 10, states[10], about={"data": "x", "config": {"a": [1, None]}})
+    assert checkpoint.about(tmp_path, 10) == {"data": "x", "config": {"a": [1, None]}}
+
+
+def test_a_disk_that_is_full_keeps_what_was_saved(model, states, directory, monkeypatch):
+    def full(*arguments, **options):
+        (directory / "30.orbax-checkpoint-tmp").mkdir()
+        raise ValueError("RESOURCE_EXHAUSTED: write failed") from OSError(
+            28, "No space left on device"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp, "save", full)
+        with pytest.raises(checkpoint.SaveError, match=r"30 cannot .* \(No space left; update 20"):
+            checkpoint.save(directory, 30, states[30])
+    assert checkpoint.SaveError.exit_code == 4
+    assert sorted(p.name for p in directory.iterdir()) == ["10", "10.json", "20", "20.json"]
+    assert_equal(checkpoint.restore(directory, abstract(model))[0], states[20])
+
+
+def test_a_checkpoint_of_format_1_is_read():
+    """Recorded with the first format, and to be read for ever."""
+    state, step = checkpoint.restore(RECORDED, recorded_template())
+    assert step == 7
+    assert_equal(state, recorded())
+
+
+def test_a_newer_format_is_told(directory, model, caplog):
+    mark = {**checkpoint.read_mark(directory, 20), "format": 3}
+    files.write_json(directory / "20.json", {**mark, "digest": checkpoint._digest(mark)})
+    assert checkpoint.restore(directory, abstract(model))[1] == 10
+    assert "is of format 3, and this genaug reads 2" in caplog.text
 
 
 def test_names_and_dtypes_are_compared_too(tmp_path):
@@ -251,9 +398,17 @@ def test_names_and_dtypes_are_compared_too(tmp_path):
             checkpoint.restore(tmp_path, like(**other))
 
 
-def test_the_mark_holds_the_digest_of_every_file(saved):
+def test_the_mark_holds_the_digest_of_every_file_and_array(saved, states):
     mark = json.loads((saved / "20.json").read_text())
-    assert mark["step"] == 20
+    assert (mark["step"], mark["format"]) == (20, 2)
+    assert mark["arrays"] == {
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "digest": f"{reference_digest(np.asarray(leaf)):08x}",
+        }
+        for name, leaf in digests.leaves(states[20]).items()
+    }
     assert sorted(f"20/{name}" for name in mark["files"]) == _files(saved)
 
 

@@ -10,9 +10,10 @@ from tiny_run import files as names_of
 from tiny_run import tiny
 
 import genaug
-from genaug import checks, files, runs
+from genaug import checkpoint, checks, files, runs
 from genaug.config import from_json
 from genaug.data import Data
+from genaug.logs import read_metrics
 from genaug.models.dcgan import DCGAN
 from genaug.nets.adversarial import WassersteinGP
 from genaug.types import UserError
@@ -156,3 +157,72 @@ def test_a_folder_is_claimed_by_one_config(tmp_path):
 def test_the_cut_in_words():
     assert runs.fraction_text(tiny().data) == " (2, 5, 8 cut to 12)"
     assert runs.fraction_text(type(tiny().data)()) == ""
+
+
+@pytest.mark.parametrize("name", ["data", "next_batch", "config"])
+def test_a_checkpoint_of_other_data_order_or_config_is_refused(
+    finished_copy, experiment_file, run_cli, capsys, name
+):
+    """As where checkpoints were copied from another run, or an update draws batches otherwise."""
+    directory = finished_copy / "checkpoints"
+    mark = checkpoint.read_mark(directory, 20)
+    other = {"config": {**mark["about"]["config"], "seed": 5}}.get(name, "other")
+    mark["about"][name] = other
+    files.write_json(directory / "20.json", {**mark, "digest": checkpoint._digest(mark)})
+    assert run_cli("train", experiment_file, "--run-dir", finished_copy) == 2
+    said = capsys.readouterr().err
+    assert {"data": "data: ", "next_batch": "next-batch: ", "config": "config.seed: 5 -> 0"}[
+        name
+    ] in said
+    assert checkpoint.steps(directory) == [10, 20]
+
+
+def trained(run_cli, experiment_file, run, *options):
+    return run_cli("train", experiment_file, "--run-dir", run, "--quiet", *options)
+
+
+def test_a_changed_field_is_refused_unless_it_is_named(run_cli, experiment_file, tmp_path, capsys):
+    """Twice longer, with another rate: resumed, resumed again, and finished once more."""
+    run = tmp_path / "run"
+    assert trained(run_cli, experiment_file, run) == 0
+    change = ("--train.num-steps", 30, "--model.optimizer.learning-rate", 1e-4)
+    assert trained(run_cli, experiment_file, run, *change) == 2
+    said = capsys.readouterr().err
+    assert "train.num-steps: 20 -> 30" in said
+    assert "model.optimizer.learning-rate: 0.001 -> 0.0001" in said
+    allow = ("--allow-change", "train.num-steps")
+    assert trained(run_cli, experiment_file, run, *change, *allow) == 2
+    assert "(model.optimizer.learning-rate: 0.001 -> 0.0001)" in capsys.readouterr().err
+    assert checkpoint.steps(run / "checkpoints") == [10, 20]
+    allow = (*allow, "--allow-change", "model.optimizer.learning-rate")
+    assert trained(run_cli, experiment_file, run, *change, *allow) == 0
+    assert checkpoint.steps(run / "checkpoints") == [20, 30]
+    assert files.read_json(run / "config.json")["train"]["num_steps"] == 30
+    before = (run / "metrics.jsonl").read_bytes()
+    assert trained(run_cli, experiment_file, run, *change) == 0  # it is the run's config now
+    assert (run / "metrics.jsonl").read_bytes() == before
+    longer = ("--train.num-steps", 40, *change[2:], "--allow-change", "train.num-steps")
+    assert trained(run_cli, experiment_file, run, *longer) == 0
+    assert checkpoint.steps(run / "checkpoints") == [30, 40]
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == [*range(5, 41, 5)]
+
+
+def test_a_field_that_is_not_there_cannot_change(run_cli, experiment_file, tmp_path, capsys):
+    allow = ("--allow-change", "train.num_steps")
+    assert trained(run_cli, experiment_file, tmp_path / "run", *allow) == 2
+    assert "there is no such field. Did you mean train.num-steps?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_change_after_the_comparison_is_refused(finished_copy, run_cli, experiment_file, capsys):
+    change = ("--train.num-steps", 30, "--allow-change", "train.num-steps")
+    assert run_cli("run", experiment_file, "--run-dir", finished_copy, *change) == 2
+    assert "holds synthetic.npz, which was made with another config" in capsys.readouterr().err
+
+
+def test_a_config_from_before_a_field_was_added_is_its_own(finished_copy):
+    path = finished_copy / "config.json"
+    config = files.read_json(path)
+    del config["train"]["patience"]
+    files.write_json(path, config)
+    checks.check_claim(finished_copy, tiny())

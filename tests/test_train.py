@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from genaug import checkpoint, parallel
+from genaug import checkpoint, layouts, parallel
 from genaug import train as training
 from genaug.data import Data, batches, load, pipeline
 from genaug.data import split as split_data
@@ -89,7 +90,7 @@ def logged_run(model, stream, directory, hooks=()):
             checkpoints=directory / "checkpoints",
             hooks=[*hooks, Hook(4, lambda step, state: record(step, {"valid": float(step)}))],
             log=record,
-            resumed=lambda step: log.append(MetricLog(directory, step)),
+            resumed=lambda step, due: log.append(MetricLog(directory, step, due)),
         )
     finally:
         log[0].close()
@@ -203,7 +204,7 @@ def test_the_loop_waits_for_a_call_only_once_the_next_is_on_its_way(model, strea
         def call(state, batches, key, first):
             events.append(f"call {first}")
             state, metrics = program(state, batches, key, first)
-            return state, {"loss": Watched(metrics["loss"], first, events)}
+            return state, {**metrics, "loss": Watched(metrics["loss"], first, events)}
 
         return call
 
@@ -236,28 +237,174 @@ def toy(step):
     )
 
 
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
-def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_checkpoint(
-    stream, tmp_path, value
+def counting(fails, largest=jnp.nan):
+    """A model whose state names the updates that it made; those of `fails(n, x)` are sick."""
+
+    def step(state, batch, key):
+        number = jnp.max(batch["number"])
+        bad = fails(number, state["n"])
+        x = jnp.where(bad, largest, 1.0) + state["x"]
+        made = state["made"].at[number].add(1)
+        key_sum = state["keys"] + jax.random.normal(key)
+        new = {"x": x, "n": state["n"] + 1, "made": made, "keys": key_sum}
+        return new, {"loss": x, "grad_norm": jnp.where(bad, largest, 1.0)}
+
+    return toy(step)._replace(
+        init=lambda key: {
+            "x": jnp.zeros(()),
+            "n": jnp.zeros((), jnp.int32),
+            "made": jnp.zeros(24, jnp.int32),
+            "keys": jnp.zeros(()),
+        }
+    )
+
+
+def numbers(start, stop):
+    """Batches that hold their own number."""
+    return ({"number": np.full(32, i, np.int32)} for i in range(start, stop))
+
+
+SICK = dataclasses.replace(
+    CONFIG, num_steps=24, steps_per_call=2, patience=3, checkpoint_every=4, evaluate_every=24
+)
+
+
+@pytest.mark.parametrize("strategy, count", [("jit", 1), ("jit", 2), ("pmap", 2)])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, 1e9])
+def test_a_sick_update_is_left_out_as_if_its_batch_were_not_there(strategy, count, value, caplog):
+    config = dataclasses.replace(SICK, largest_norm=1e3, num_steps=12)
+    mesh = make_mesh(Mesh(data=count, strategy=strategy))
+    lines = []
+
+    def trained(fails, log=lambda step, values: None):
+        model = counting(fails, largest=value)
+        return fit(model, numbers, config, key=jax.random.key(0), mesh=mesh, log=log)
+
+    state = trained(lambda number, n: number == 5, lambda step, values: lines.append(values))
+    assert state["made"].tolist()[:12] == [1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1]
+    assert int(state["n"]) == 11
+    assert [line.get("left_out", 0) for line in lines] == [0, 0, 1, 0, 0, 0]
+    assert lines[2]["loss"] == 5.0  # the mean over the good one
+    assert "update 6 left out: grad_norm" in caplog.text
+
+    model = counting(lambda number, n: number < 0)
+    step = model.step
+
+    def skipping(state, batch, key):
+        new, metrics = step(state, batch, key)
+        never = jnp.max(batch["number"]) == 5
+        return jax.tree.map(lambda a, b: jnp.where(never, a, b), state, new), metrics
+
+    other = fit(model._replace(step=skipping), numbers, config, key=jax.random.key(0), mesh=mesh)
+    assert_equal(state, other)
+
+
+def test_a_row_of_sick_updates_goes_back_and_equals_a_run_without_those_batches(
+    tmp_path, monkeypatch, caplog
 ):
-    def step(state, batch, key):
-        n = state["n"] + 1
-        loss = jnp.where(n == 7, value, 1.0)
-        return {"x": state["x"] + loss, "n": n}, {"loss": loss}
+    """Sick from update 10 on until a state without them comes along: a run that has diverged."""
 
-    with pytest.raises(TrainingError, match=r"loss is (nan|inf) at update 8: lower the lea") as e:
-        run(toy(step), stream, checkpoints=tmp_path)
+    def diverged(number, n):
+        return (number >= 9) & (number < 15) & (n >= 4)
+
+    called = []
+    hook = Hook(12, lambda step, state: called.append((step, int(state["n"]))))
+    state = run(counting(diverged), numbers, SICK, checkpoints=tmp_path, hooks=[hook])
+    # The row is updates 10 to 12, and 8 the last checkpoint: its state is at 12 then. Sick again in
+    # 13 to 15, whose call ends at 16.
+    assert state["made"].tolist() == [1] * 8 + [0] * 8 + [1] * 8
+    assert "grad_norm, loss not finite or too large in updates 10 to 12, in x" in caplog.text
+    assert "training goes back to update 8, and on with update 13" in caplog.text
+    assert "training goes back to update 12, and on with update 17" in caplog.text
+    assert called == [(12, 8), (24, 16)]
+    assert checkpoint.steps(tmp_path) == [20, 24]
+
+    model = counting(lambda number, n: number < 0)
+    mesh = make_mesh(Mesh(data=2))
+    key = jax.random.split(jax.random.key(0))[1]
+    program = parallel.compile_steps(model.step, mesh, layouts.abstract(model.init, mesh))
+    other = parallel.compile_init(model.init, mesh)(jax.random.key(0))
+    for begin in [*range(0, 8, 2), *range(16, 24, 2)]:
+        stack = next(training._stacks(numbers(begin, begin + 2), 2))
+        other, _ = program(other, layouts.split_rows(stack, mesh, axis=1), key, begin)
+    assert_equal(state, other)
+
+
+def test_a_run_that_went_back_and_was_stopped_is_the_unbroken_one(tmp_path):
+    model = counting(lambda number, n: (number >= 9) & (number < 12) & (n >= 8))
+
+    whole = run(model, numbers, SICK, checkpoints=tmp_path / "whole")
+    for stop in (8, 10, 12, 16):
+
+        def interrupt(step, state, stop=stop):
+            if step == stop:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, numbers, SICK, checkpoints=folder, hooks=[Hook(2, interrupt)])
+        assert_equal(run(model, numbers, SICK, checkpoints=folder), whole)
+
+
+def test_a_checkpoint_that_is_poisoned_itself_is_passed_over(tmp_path, caplog):
+    """NaN in the state that no metric shows until later."""
+    model = counting(lambda number, n: number < 0)
+    step = model.step
+
+    def poisoned(state, batch, key):
+        sick = ~jnp.isfinite(state["keys"])
+        new, metrics = step(state, batch, key)
+        hidden = jnp.where(jnp.max(batch["number"]) == 7, jnp.nan, new["keys"])
+        loss = jnp.where(sick & (jnp.max(batch["number"]) > 8), jnp.nan, metrics["loss"])
+        return {**new, "keys": hidden}, {**metrics, "loss": loss}
+
+    state = run(model._replace(step=poisoned), numbers, SICK, checkpoints=tmp_path)
+    assert state["made"].tolist() == [1] * 4 + [0] * 8 + [1] * 12
+    assert "loss not finite or too large in updates 10 to 12, in keys: training" in caplog.text
+    assert "checkpoint 8 is damaged (array keys is not finite)" in caplog.text
+    assert (tmp_path / "damaged" / "8" / "reason.json").is_file()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_that_stays_sick_is_given_up_with_its_checkpoint_kept(tmp_path, saved):
+    words = "going back 2 times did not help: lower" if saved else "there is no checkpoint"
+    config = dataclasses.replace(SICK, checkpoint_every=4 if saved else 24)
+    with pytest.raises(TrainingError, match=words) as e:
+        run(counting(lambda number, n: number >= 9), numbers, config, checkpoints=tmp_path)
     assert e.value.exit_code == 4
-    assert checkpoint.steps(tmp_path) == [4]  # the one due at update 8 is not written
-    assert checkpoint.damage(tmp_path, 4) is None
+    assert checkpoint.steps(tmp_path) == ([16, 20] if saved else [])
+    assert not saved or checkpoint.faults(tmp_path, 20) == []
 
 
-def test_the_last_call_is_checked_too(stream):
+def test_a_run_of_sick_updates_alone_is_no_trained_one():
+    config = dataclasses.replace(SICK, num_steps=2)
+    with pytest.raises(TrainingError, match="In none of 2 updates"):
+        run(counting(lambda number, n: number >= 0), numbers, config)
+
+
+def test_memory_that_will_not_do_is_told_before_and_explained_after(tmp_path, caplog):
+    """Eight terabytes, more than any machine of these tests has."""
+
     def step(state, batch, key):
-        return state, {"loss": jnp.float32(jnp.nan)}
+        noise = jax.random.normal(key, (2**20, 2**21))
+        return state, {"loss": jnp.max(noise @ noise.T) + state["x"]}
 
-    with pytest.raises(TrainingError, match="at update 2"):
-        run(toy(step), stream, dataclasses.replace(CONFIG, num_steps=2))
+    config = dataclasses.replace(CONFIG, steps_per_call=1, num_steps=4)
+    with pytest.raises(
+        TrainingError, match=r"Out of memory \(RESOURCE_EXHAUSTED.* smaller --train"
+    ):
+        run(toy(step), numbers, config, num_devices=1)
+    assert re.search(
+        r"takes [\d.e+]+ GB more on each device, and [\d.e+]+ GB are left", caplog.text
+    )
+
+
+def test_memory_that_will_do_is_not_spoken_of(model, stream, monkeypatch, caplog):
+    run(model, stream, dataclasses.replace(CONFIG, num_steps=4))
+    assert "GB" not in caplog.text
+    monkeypatch.setattr(training, "memory_left", lambda mesh: 1000)
+    run(model, stream, dataclasses.replace(CONFIG, num_steps=4))
+    assert "1e-06 GB are left: a smaller --train.batch-size" in caplog.text
 
 
 def test_the_state_is_donated(model, stream):
@@ -303,6 +450,8 @@ def test_every_update_has_its_own_randomness(stream):
         ({"num_steps": -4}, "train.num-steps must be at least 1"),
         ({"steps_per_call": 0}, "train.steps-per-call must be at least 1"),
         ({"batch_size": 0}, "train.batch-size must be at least 1"),
+        ({"patience": 0}, "train.patience must be at least 1"),
+        ({"largest_norm": 0.0}, "train.largest-norm is 0.0; it must be above 0"),
         ({"evaluate_every": 3}, "train.evaluate-every 3 is not .*: use 4"),
         ({"sample_every": 0}, "train.sample-every 0 is not .*: use 2"),
         ({"checkpoint_every": -2}, "train.checkpoint-every -2 is not .*: use 2"),

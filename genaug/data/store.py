@@ -50,7 +50,8 @@ def write_examples(
 
     `features` gives each key's shape and dtype; uint8 tensors are stored compressed. Where
     `class_names` are given the feature "label" (an integer) carries them. `metadata` must be JSON;
-    `genaug_format` and, unless given, `fingerprint` (sha256 of all that was written) are added.
+    `genaug_format` and, unless given, `fingerprint` are added: the SHA-256 of all that was written,
+    of each example by the names of its features in alphabetical order (in format 1 as given).
     The directory appears complete or not at all. Raises UserError if it is not empty or cannot be
     written, DataError if there are no examples or a class name cannot be stored.
     """
@@ -68,7 +69,7 @@ def write_examples(
             builder=_identity(partial, name),
             description=description,
             features=_features(features, class_names),
-            metadata=tfds.core.MetadataDict({**(metadata or {}), "genaug_format": 1}),
+            metadata=tfds.core.MetadataDict({**(metadata or {}), "genaug_format": 2}),
             license=licence or None,
             disable_shuffling=True,  # the order is part of the data
         )
@@ -161,7 +162,7 @@ def _write(info: Any, examples: Iterable[Mapping[str, Any]]) -> None:
 
     def plain() -> Iterator[dict[str, Any]]:
         for example in itertools.chain([first], iterator):
-            row = {key: _plain(example[key]) for key in info.features}
+            row = {key: _plain(example[key]) for key in sorted(info.features)}
             for key, value in row.items():
                 sha.update(key.encode() + np.asarray(value).tobytes())
             yield row

@@ -139,7 +139,8 @@ def test_step_is_finite_and_keeps_structure_shapes_and_dtypes(case, trained):
     template = jax.eval_shape(case.model.init, jax.random.key(0))
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     assert describe(state) == describe(template)
-    assert all(np.isfinite(v) for metrics in history for v in metrics.values())
+    assert all(np.isfinite(v).all() for metrics in history for v in metrics.values())
+    assert all(metrics["good"].all() for metrics in history)
     assert "loss" in history[0]
 
 
