@@ -6,7 +6,6 @@ No model is built and no data of the run's own is needed; nothing is changed.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
-from genaug import checkpoint, export
-from genaug.types import UserError
+from genaug import bundle, checkpoint, export
+from genaug.types import DataError, UserError
 
 
 class Checked(NamedTuple):
@@ -57,26 +56,14 @@ def _of_run(directory: Path) -> Iterator[Checked]:
 def bundle_faults(directory: Path) -> list[str]:
     """What of a sampler bundle is not as it was written; the program in it is not looked into."""
     try:
-        about = json.loads((directory / "bundle.json").read_text(encoding="utf-8"))
-        wanted = {str(name): str(about["files"][name]) for name in export.FILES}
-        weights = str(about["weights_digest"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ["bundle.json cannot be read"]
-    faults = []
-    for name, digest in wanted.items():
-        path = directory / name
-        if not path.is_file():
-            faults.append(f"{name} is missing")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            faults.append(f"{name} has changed since it was written")
-    if not faults:
-        try:
-            found = export.digest(load_safetensors((directory / export.FILES[1]).read_bytes()))
-        except (SafetensorError, ValueError) as error:
-            return [f"{export.FILES[1]} cannot be read ({error})"]
-        if found != weights:
-            faults.append("the weights are not those that bundle.json names")
-    return faults
+        files = bundle.read_files(directory)
+        about = bundle.describe(directory, files)
+        found = export.digest(load_safetensors(files["weights.safetensors"]))
+    except (DataError, SafetensorError, ValueError) as error:
+        return [str(error).removeprefix(f"{directory}/")]
+    if found != about.get("weights_digest"):
+        return ["the weights are not those that bundle.json names"]
+    return []
 
 
 def synthetic_faults(directory: Path) -> list[str]:

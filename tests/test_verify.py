@@ -5,8 +5,7 @@ import re
 import pytest
 from tiny_run import files as names_of
 
-from genaug import runs, verify
-from genaug.files import read_json, write_json
+from genaug import bundle, runs, verify
 from genaug.types import UserError
 
 pytest_plugins = ["tiny_run"]
@@ -43,11 +42,9 @@ def _weights(run):
 
 def _weights_with_their_digest(run):
     """As if a tool had changed both."""
-    weights = run / "export" / "weights.safetensors"
-    flip(weights)
-    about = read_json(run / "export" / "bundle.json")
-    about["files"]["weights.safetensors"] = verify.hashlib.sha256(weights.read_bytes()).hexdigest()
-    write_json(run / "export" / "bundle.json", about)
+    _weights(run)
+    files = {name: (run / "export" / name).read_bytes() for name in bundle.FILES}
+    (run / "export" / bundle.SUMS).write_bytes(bundle.sums(files))
 
 
 def _record(run):
@@ -62,12 +59,12 @@ def _fingerprint(run):
 
 DAMAGES = {
     _array: r"checkpoints/20: array \S+ has changed since it was written",
-    _weights: r"export: weights.safetensors has changed since it was written",
+    _weights: r"export: weights.safetensors has been altered",
     _weights_with_their_digest: r"export: the weights are not those that bundle.json names",
     _record: r"synthetic: (cannot be read|a record has changed since it was written)",
     _fingerprint: r"synthetic: a record has changed since it was written",
     lambda run: (run / "checkpoints" / "20.json").write_text("{}"): r"20.json is not as it was",
-    lambda run: (run / "export" / "bundle.json").unlink(): r"export: bundle.json cannot be read",
+    lambda run: (run / "export" / "bundle.json").unlink(): r"export: bundle.json is missing",
     lambda run: (run / "synthetic" / "features.json").unlink(): r"synthetic: cannot be read",
 }
 
