@@ -234,7 +234,7 @@ def _remove_if_unused(directory: Path, existed: bool) -> None:
 
 
 def _sample(options: argparse.Namespace, conditions: list[str]) -> int:
-    with _started(options) as console:
+    with _started(options) as console, _stoppable():
         from genaug.sample_command import sample
 
         console.print(f"{sample(options, conditions, console)}")

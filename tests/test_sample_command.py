@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -145,13 +146,15 @@ def test_a_drawing_that_was_stopped_goes_on(run_cli, finished, tmp_path, monkeyp
 
     def saved(path, arrays):
         if len(drawn) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
         drawn.append(path.name)
         save_arrays(path, arrays)
 
     with monkeypatch.context() as patch:
         patch.setattr("genaug.drawing.save_arrays", saved)
-        assert run_cli(*command, out) == 130
+        with pytest.raises(SystemExit) as left:
+            run_cli(*command, out)
+    assert left.value.code == 143
     parts = tmp_path / ".some.parts"
     assert sorted(p.name for p in parts.glob("*.npz")) == drawn
     assert not out.exists()
