@@ -7,6 +7,8 @@ median of the others is what counts, with the fastest and the slowest.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import resource
 import statistics
 import sys
@@ -42,7 +44,7 @@ class Timing:
     first_s: float  # the first call, compilation in it
     seconds: tuple[float, ...]  # of the calls after it
     units: float  # rows, or tokens of text, of a call: the mean
-    peak_bytes: int  # the most memory so far: of the process, or of an accelerator
+    peak_bytes: int  # the most memory that was held meanwhile (`reset_peak`)
 
     @property
     def rate(self) -> float:
@@ -69,6 +71,7 @@ def timings(
     """Every size in turn; every call draws rows that no other has drawn."""
     first = 0
     for size in sizes:
+        reset_peak()
         draw, devices = subject.draws(size)
         seconds, units = [], []
         for _ in range(rounds + 1):
@@ -94,11 +97,20 @@ def _units(rows: Mapping[str, Any], size: int) -> float:
     return float(np.sum(np.asarray(rows["segments"]) > 0) - size)
 
 
+def reset_peak() -> None:
+    """Forget the most memory that this process has held. Linux can; elsewhere it is that so far."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_bytes() -> int:
-    """Memory that was held at most: an accelerator's own, else the process's."""
+    """Memory that was held at most: an accelerator's own (so far), else the process's."""
     stats = jax.devices()[0].memory_stats()
     if stats:
         return int(stats["peak_bytes_in_use"])
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(found[1])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
 

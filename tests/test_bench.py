@@ -1,6 +1,7 @@
 """`genaug bench`: what is timed, what is counted, and what is refused."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -32,6 +33,22 @@ def test_the_first_call_of_a_size_is_told_by_itself_and_every_call_draws_new_row
     ]
     assert [one.rate for one in found] == [2 / 3, 3 / 7]
     assert found[0].peak_bytes > 10 * 2**20
+
+
+def test_the_peak_is_of_the_size_at_hand():
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("only Linux forgets a peak")
+    held = []
+
+    def draw(first):
+        held.append(np.ones(2**25))  # 256 MiB
+        held.clear()
+        return {"image": np.zeros(1)}
+
+    (large,) = bench.timings(subject(draw), (1,), 1)
+    (small,) = bench.timings(subject(lambda first: {"image": np.zeros(1)}), (1,), 1)
+    assert large.peak_bytes - small.peak_bytes > 200 * 2**20
 
 
 def test_text_counts_the_tokens_that_were_written():
