@@ -89,9 +89,14 @@ def measured(options: argparse.Namespace, say: Callable[[str], None]) -> dict[st
                 results[part].append(row)
                 say(f"{part}: {row}")
     results["profiles"] = [
-        {"title": record["title"], "text": training.profile_text(record["name"])}
+        {
+            "title": record["title"],
+            "text": (training if record["part"] == training.PART else generation).profile_text(
+                record["name"]
+            ),
+        }
         for record in results["cases"]
-        if record["part"] == "training" and tables.short_of(record)
+        if tables.short_of(record)
     ]
     return results
 

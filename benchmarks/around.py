@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.training import images
+from benchmarks.training import UNET, images
 from genaug import layouts, parallel
 from genaug.data import Data, batches, load, pipeline, split
 from genaug.devices import Mesh, make_mesh
@@ -61,7 +61,7 @@ def inputs(quick: bool) -> Iterator[dict[str, Any]]:
         alone = count / (time.perf_counter() - began)
         for title, family, steps, per_call in (
             ("CVAE, 400-200 hidden units", CVAE(), count, 50),
-            ("DDPM U-Net 28x28", DDPM(), 20, 5),
+            ("DDPM U-Net 28x28", DDPM(net=UNET), 20, 5),
         ):
             waited = [0.0]
 
@@ -104,7 +104,7 @@ def first_update(name: str) -> float:
     began = time.perf_counter()
     families: dict[str, Any] = {
         "CVAE, 400-200 hidden units": lambda: (CVAE().make(IMAGES), images(2, BATCH)),
-        "DDPM U-Net 28x28": lambda: (DDPM().make(IMAGES), images(2, BATCH)),
+        "DDPM U-Net 28x28": lambda: (DDPM(net=UNET).make(IMAGES), images(2, BATCH)),
         "LM 4 layers of 128": lambda: (lm_config(128).make(text_spec(65)), texts(2, 12, 65)),
     }
     model, stack = families[name]()

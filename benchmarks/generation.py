@@ -166,17 +166,22 @@ def _decoding(rows: int, compiled: bool) -> Race:
     )
 
 
+def _condition(data: dict[str, np.ndarray], num_steps: int) -> classifier.Condition:
+    """Every image as likely as another, none warped."""
+    pool, labels = data["image"][0], data["label"][0]
+    rows = len(labels)
+    return classifier.Condition(
+        pool, labels, np.linspace(1 / rows, 1, rows, dtype=np.float32), np.ones(10, np.float32),
+        np.int32(num_steps), transforms.Strength().as_arrays(),
+    )  # fmt: skip
+
+
 def _study(num_steps: int, compiled: bool, seeds: int = 10) -> Race:
     """Seeds of the downstream classifier: one program, or one run after another."""
     config = classifier.Classifier(num_steps=num_steps)
     mesh = make_mesh(Mesh())
-    rows = 1000
-    data = images(1, rows)
-    pool, labels = data["image"][0], data["label"][0]
-    condition = classifier.Condition(
-        pool, labels, np.linspace(1 / rows, 1, rows, dtype=np.float32), np.ones(10, np.float32),
-        np.int32(num_steps), transforms.Strength().as_arrays(),
-    )  # fmt: skip
+    condition = _condition(images(1, 1000), num_steps)
+    pool, labels = condition.images, condition.labels
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     program = classifier.trainer(config, 10, 0.1, mesh)
     net = classifier.net_of(config, 10)
@@ -228,6 +233,35 @@ def _study(num_steps: int, compiled: bool, seeds: int = 10) -> Race:
         flops=flops.of(traced.jaxpr, platform=jax.default_backend()).total,
         remark="logits of equal weights agree; both train from there on their own draws",
     )
+
+
+def profile_text(name: str) -> str:
+    """Where the time of a draw goes, or of one of the study's runs; on one device."""
+    from genaug.profiling import by_kind, kinds_table
+
+    family, size = name.rsplit("-", 1)
+    rows = int(size)
+    index = np.arange(rows, dtype=np.int32)
+    key = jax.random.key(0)
+    if family == "study":
+        config = classifier.Classifier(num_steps=50)
+        program: Any = classifier.replica_fn(config, 10, 0.1)
+        condition = _condition(images(1, 1000), 50)
+        arguments: tuple[Any, ...] = ((condition, condition.images[:64]), key)
+        per, trips = "a run of 50 updates", 50
+    elif family == "decode":
+        model, weights = text_model()
+        program, per, trips = model.sample, "a call", LENGTH - 1
+        cond = {"index": index, "temperature": np.zeros(rows, np.float32)}
+        arguments = (weights, key, cond)
+    else:
+        model = DDPM(net=UNET, num_steps=DDIM_STEPS).make(IMAGES)
+        program, per, trips = model.sample, "a call", DDIM_STEPS
+        arguments = (weights_of(model), key, {"index": index, "label": index % 10})
+    compiled = jax.jit(program).lower(*arguments).compile()
+    call = lambda: jax.block_until_ready(compiled(*arguments))  # noqa: E731
+    call()
+    return kinds_table(*by_kind(compiled, call, 1, 1, trips), per)
 
 
 def cases(quick: bool) -> list[Case]:

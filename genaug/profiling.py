@@ -11,7 +11,7 @@ import argparse
 import collections
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,32 @@ def traced_seconds(folder: Path, kinds: Mapping[str, str]) -> dict[str, float]:
     return dict(found)
 
 
+def by_kind(
+    compiled: Any, call: Callable[[], object], steps: int, devices: int, trips: int = 1
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Bytes and seconds of every kind of operation, on one device, of one of a program's steps.
+
+    call:  runs the program once and waits for it; it has been run before.
+    trips: how often loops run whose length is data.
+    """
+    text = compiled.as_text()
+    program, _ = parse(text)
+    kinds = {
+        one.name: kind_of(one, program)
+        for computation in program.values()
+        for one in computation.instructions.values()
+        if one.opcode not in _AROUND
+    }
+    moved: dict[str, float] = collections.defaultdict(float)
+    for name, size in hlo.by_instruction(text, trips).items():
+        moved[kinds.get(name, MOVES)] += size / steps
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            call()
+        traced = traced_seconds(Path(folder), kinds)
+    return dict(moved), {kind: s / steps / devices for kind, s in traced.items()}
+
+
 def profile(
     model: GenerativeModel, spec: Spec, mesh: DeviceMesh, batch: int, accumulate: int = 1
 ) -> Profile:
@@ -110,17 +136,6 @@ def profile(
     state = parallel.compile_init(model.init, mesh)(jax.random.key(0))
     key = jax.random.key(1)
     compiled = program.lower(state, stack, key, jnp.int32(0)).compile()
-    text = compiled.as_text()
-    parsed, _ = parse(text)
-    kinds = {
-        one.name: kind_of(one, parsed)
-        for computation in parsed.values()
-        for one in computation.instructions.values()
-        if one.opcode not in _AROUND
-    }
-    moved: dict[str, float] = collections.defaultdict(float)
-    for name, size in hlo.by_instruction(text).items():
-        moved[kinds.get(name, MOVES)] += size / STEPS
     holder = [state]
 
     def call(first: int) -> None:
@@ -132,10 +147,7 @@ def profile(
     for i in range(1, 4):
         call(i * STEPS)
     step_s = (time.perf_counter() - began) / (3 * STEPS)
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            call(4 * STEPS)
-        traced = traced_seconds(Path(folder), kinds)
+    moved, seconds = by_kind(compiled, lambda: call(4 * STEPS), STEPS, mesh.devices.size)
     one = {name: jax.ShapeDtypeStruct((batch, *s.shape), s.dtype) for name, s in spec.items()}
     shapes = jax.eval_shape(lambda: (model.init(jax.random.key(0)), jax.random.key(0)))
     return Profile(
@@ -145,8 +157,8 @@ def profile(
         flops=flops.of(
             jax.make_jaxpr(model.step)(shapes[0], one, shapes[1]).jaxpr, platform=mesh.platform
         ).total,
-        bytes=dict(moved),
-        seconds={kind: s / STEPS / mesh.devices.size for kind, s in traced.items()},
+        bytes=moved,
+        seconds=seconds,
     )
 
 
@@ -168,18 +180,18 @@ def made_up(spec: Spec, steps: int, rows: int) -> dict[str, np.ndarray]:
     return {name: values(name, one) for name, one in spec.items()}
 
 
-def profile_table(found: Profile) -> str:
+def kinds_table(bytes_: Mapping[str, float], seconds_: Mapping[str, float], per: str) -> str:
     """A line a kind of operation, by the time it took."""
     kinds = sorted(
-        {**found.bytes, **found.seconds},
-        key=lambda kind: (found.seconds.get(kind, 0.0), found.bytes.get(kind, 0.0)),
+        {**bytes_, **seconds_},
+        key=lambda kind: (seconds_.get(kind, 0.0), bytes_.get(kind, 0.0)),
         reverse=True,
     )
-    seconds, size = sum(found.seconds.values()), sum(found.bytes.values())
-    rows: list[Sequence[str]] = [["kind of operation", "ms an update", "% of time", "MB moved",
+    seconds, size = sum(seconds_.values()), sum(bytes_.values())
+    rows: list[Sequence[str]] = [["kind of operation", f"ms {per}", "% of time", "MB moved",
                                   "% of bytes"]]  # fmt: skip
     for kind in kinds:
-        took, moved = found.seconds.get(kind, 0.0), found.bytes.get(kind, 0.0)
+        took, moved = seconds_.get(kind, 0.0), bytes_.get(kind, 0.0)
         rows.append(
             [
                 kind,
@@ -205,7 +217,7 @@ def profile_command(options: argparse.Namespace, fields: Sequence[str]) -> Itera
     batch, accumulate = experiment.train.batch_size, experiment.train.accumulate
     check_batch_size(batch, mesh, accumulate)
     found = profile(experiment.model.make(spec), spec, mesh, batch, accumulate)
-    yield profile_table(found)
+    yield kinds_table(found.bytes, found.seconds, "an update")
     yield (
         f"An update of {batch} on {found.devices} device(s) takes {1000 * found.step_s:.2f} ms "
         f"({found.flops / found.step_s / 1e9:.1f} GFLOP/s); a device was at work "
