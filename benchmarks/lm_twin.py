@@ -85,14 +85,14 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(dim, 4 * dim, bias=False)
         self.mlp_out = nn.Linear(4 * dim, dim, bias=False)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """One layer; `mask` [n, 1, t, t] says what each position attends to."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """One layer; `mask` [n, 1, t, t] says what each position attends to; None: all before."""
         n, count, dim = x.shape
         q, k, v = (
             part.view(n, count, self.num_heads, -1).transpose(1, 2)
             for part in self.qkv(self.attention_norm(x)).split(dim, dim=2)
         )
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x = x + self.out(y.transpose(1, 2).reshape(n, count, dim))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh"))
 
@@ -100,10 +100,10 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The twin. Output weights are the embedding's."""
 
-    def __init__(self, config: TransformerLM, vocab_size: int):
+    def __init__(self, config: TransformerLM, vocab_size: int, context: int = CONTEXT):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, config.embed_dim)
-        self.positions = nn.Embedding(CONTEXT, config.embed_dim)
+        self.positions = nn.Embedding(context, config.embed_dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = Norm(config.embed_dim)
         for name, parameter in self.named_parameters():
@@ -113,6 +113,13 @@ class GPT(nn.Module):
                     parameter, std=0.02 / math.sqrt(2 * config.num_layers) if added else 0.02
                 )
 
+    def logits(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Of the token after each of [n, t]."""
+        x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.norm(x) @ self.tokens.weight.T
+
     def nll(self, rows: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed -log p in nats of the targets that count, and how many do."""
         tokens = torch.from_numpy(rows["tokens"]).long()
@@ -120,10 +127,7 @@ class GPT(nn.Module):
         counts = torch.from_numpy(np.array(counted(rows["segments"])))
         same = document[:, :, None] == document[:, None, :]
         mask = (same & torch.ones(same.shape[1:], dtype=torch.bool).tril())[:, None]
-        x = self.tokens(tokens[:, :-1]) + self.positions.weight
-        for layer in self.layers:
-            x = layer(x, mask)
-        logits = self.norm(x) @ self.tokens.weight.T
+        logits = self.logits(tokens[:, :-1], mask)
         values = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
         return (values * counts).sum(), counts.sum()
 

@@ -88,6 +88,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--against", type=Path, help="numbers of another set, written by --json: how they moved"
     )
+    bench = command("bench", "how fast a run's model or a sampler bundle draws")
+    bench.add_argument("sampler", type=Path, help="a run folder or a sampler bundle")
+    bench.add_argument("--batch-size", type=int, action="append", metavar="N",
+                       help="rows a call; more than once (default: 1, 16, 64 and 256)")  # fmt: skip
+    bench.add_argument("--rounds", type=int, default=5, help="timed calls of each (default 5)")
+    bench.add_argument("--json", type=Path, help="write all figures here too")
     _plan_options(
         command(
             "plan",
@@ -95,6 +101,14 @@ def parser() -> argparse.ArgumentParser:
             usage="genaug plan EXPERIMENT [--topology NAME ...] [--FIELD VALUE ...]",
         )
     )
+    profile = command(
+        "profile",
+        "where the time of an experiment's training update goes, by kind of operation",
+        usage="genaug profile EXPERIMENT [--FIELD VALUE ...]",
+    )
+    profile.add_argument("--num-classes", type=int, help="of data that is not here")
+    profile.add_argument("--vocab-size", type=int, help="of a tokenizer that is not here")
+    profile.add_argument("--json", type=Path, help="write all figures here too")
     _launch_options(
         command(
             "launch",
@@ -223,7 +237,7 @@ def _launch_options(sub: argparse.ArgumentParser) -> None:
 def parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the command, and the rest: an experiment's fields, its --help among them."""
     top = parser()
-    is_job = arguments[:1] in (["run"], ["train"], ["plan"], ["launch"])
+    is_job = arguments[:1] in (["run"], ["train"], ["plan"], ["profile"], ["launch"])
     wants_fields = is_job and any(not a.startswith("-") for a in arguments[1:2])
     if wants_fields and any(a in ("-h", "--help") for a in arguments):
         kept = [a for a in arguments if a not in ("-h", "--help")]

@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
             "sample": _sample,
             "export": _export,
             "evaluate": _evaluate,
+            "bench": _bench,
             "plan": _plan,
+            "profile": _profile,
             "launch": _launch,
             "report": _report,
             "verify": _verify,
@@ -266,12 +268,30 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace, _: list[str]) -> int:
+    console = _start(options)
+    from genaug.bench import bench
+
+    for text in bench(options):
+        console.print(text)
+    return 0
+
+
 def _plan(options: argparse.Namespace, fields: list[str]) -> int:
     from genaug.logs import make_console
     from genaug.plan_command import plan
 
     console = make_console(options.quiet)
     for text in plan(options, fields):
+        console.print(text)
+    return 0
+
+
+def _profile(options: argparse.Namespace, fields: list[str]) -> int:
+    console = _start(options)
+    from genaug.profiling import profile_command
+
+    for text in profile_command(options, fields):
         console.print(text)
     return 0
 

@@ -12,7 +12,7 @@ from genaug import cli, config
 pytest_plugins = ["tiny_run"]
 
 COMMANDS = ["run", "train", "sample", "evaluate", "plan", "launch", "report", "data"]
-COMMANDS += ["export", "tokenizer", "doctor"]
+COMMANDS += ["export", "tokenizer", "doctor", "bench", "profile"]
 HEAVY = ("jax", "flax", "numpy", "tyro", "rich", "PIL", "optax", "tensorflow_datasets")
 
 PROBE = """

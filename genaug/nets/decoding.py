@@ -76,9 +76,16 @@ def choose(
     """One token id a row, int32, drawn with the row's key; `seen` are those that are penalised."""
     logits = penalised(logits, seen, rules.repetition_penalty)
     greedy = rules.temperature <= 0
-    temperature = jnp.expand_dims(jnp.where(greedy, 1.0, rules.temperature), 1)
-    drawn = jax.vmap(jax.random.categorical)(keys, filtered(logits / temperature, rules))
-    return jnp.where(greedy, jnp.argmax(logits, axis=1), drawn).astype(jnp.int32)
+    likeliest = jnp.argmax(logits, axis=1)
+
+    def draw(logits: Logits) -> Array:
+        temperature = jnp.expand_dims(jnp.where(greedy, 1.0, rules.temperature), 1)
+        drawn = jax.vmap(jax.random.categorical)(keys, filtered(logits / temperature, rules))
+        return jnp.where(greedy, likeliest, drawn)
+
+    # Random numbers for a vocabulary take as long as a small net: only where a row asks for them.
+    chosen = lax.cond(jnp.all(greedy), lambda logits: likeliest, draw, logits)
+    return chosen.astype(jnp.int32)
 
 
 class _Writing(NamedTuple):

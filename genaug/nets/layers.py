@@ -24,6 +24,8 @@ from jaxtyping import Array, Float, Int
 Initializer = Callable[..., Array]
 Padding = tuple[tuple[int, int], tuple[int, int]]
 _NHWC = ("NHWC", "HWIO", "NHWC")
+# From here on matrix products beat a convolution whose kernel is as large as an image.
+_FEW_TAPS, _MANY_CHANNELS = 4, 256
 
 
 def _plain_conv(x: Array, kernel: Array, padding: Padding) -> Array:
@@ -54,6 +56,8 @@ def _unit_conv_bwd(
         flipped = _fenced(kernel[::-1, ::-1], (0, 1, 3, 2))
         back = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
         dx = _unit_conv(dy, flipped, back)
+        if kh * kw <= _FEW_TAPS and x.shape[3] >= _MANY_CHANNELS:
+            return dx, _by_taps(x, dy, (kh, kw), padding)
         # Channels play the batch, the batch plays the channels: dW is a convolution of x by dy.
         dw = _unit_conv(_fenced(x, (3, 1, 2, 0)), _fenced(dy, (1, 2, 0, 3)), padding)
         return dx, _fenced(dw, (1, 2, 0, 3))
@@ -65,6 +69,22 @@ def _unit_conv_bwd(
 
 
 _unit_conv.defvjp(_unit_conv_fwd, _unit_conv_bwd)
+
+
+def _by_taps(x: Array, dy: Array, kernel: tuple[int, int], padding: Padding) -> Array:
+    """The gradient of a kernel as a matrix product for each of its taps."""
+    (channels, features), (height, width) = (x.shape[3], dy.shape[3]), dy.shape[1:3]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    flat = dy.reshape(-1, features)
+    taps = [
+        lax.optimization_barrier(
+            x[:, row : row + height, column : column + width].reshape(-1, channels)
+        ).T
+        @ flat
+        for row in range(kernel[0])
+        for column in range(kernel[1])
+    ]
+    return jnp.stack(taps).reshape(*kernel, channels, features)
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -1,0 +1,309 @@
+"""Generators raced against PyTorch, transformers and plain Flax, and their own throughput.
+
+DDIM is one program here and a loop in Python there. Text is the likeliest token after each, so that
+what is written can be compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.race import Arm, Case, Race, left_out
+from benchmarks.training import IMAGES, UNET, images, lm_config, text_spec
+from genaug import bench, flops, parallel
+from genaug.devices import Mesh, make_mesh
+from genaug.evaluation import classifier
+from genaug.models.cvae import CVAE
+from genaug.models.dcgan import DCGAN
+from genaug.models.ddpm import DDPM
+from genaug.models.vae import VAE
+from genaug.transforms import images as transforms
+from genaug.types import GenerativeModel, TokenSpec, row_keys, row_normal
+
+PART = "generation"
+STUDY = "study"
+DDIM_STEPS, LENGTH = 10, 65  # a start token and 64 that are written
+
+
+def weights_of(model: GenerativeModel, scale: float = 1.0) -> Any:
+    """Weights of a model that was not trained, those that start at zero made random."""
+    state = jax.jit(model.init)(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(model.weights(state))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    filled = [
+        leaf + 0.05 * scale * jax.random.normal(key, leaf.shape) * (jnp.std(leaf) == 0)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, filled)
+
+
+def sampler(model: GenerativeModel, weights: Any, cond: Any, devices: int) -> Callable[[], Any]:
+    """A call that draws the rows of `cond`."""
+    program = parallel.compile_rows(model.sample, make_mesh(Mesh(data=devices)))
+    return lambda: jax.block_until_ready(program(weights, jax.random.key(0), cond))
+
+
+def _compiled(make: Any, compiled: bool) -> Arm:
+    return Arm("PyTorch, compiled", make if compiled else left_out, torch=True)
+
+
+def sample_flops(model: GenerativeModel, weights: Any, cond: Any, trips: int) -> float:
+    """Of a draw of these rows, whose loops go round `trips` times."""
+    traced = jax.make_jaxpr(model.sample)(weights, jax.random.key(0), cond)
+    return flops.of(traced.jaxpr, trips, jax.default_backend()).total
+
+
+def _ddim(rows: int, compiled: bool) -> Race:
+    config = DDPM(net=UNET, num_steps=DDIM_STEPS)
+    model = config.make(IMAGES)
+    weights = weights_of(model)
+    cond = {"index": np.arange(rows, dtype=np.int32), "label": np.arange(rows, dtype=np.int32) % 10}
+    ours = sampler(model, weights, cond, jax.device_count())
+    want = np.asarray(ours()["image"]).astype(np.float64)
+    eps = row_normal(row_keys(jax.random.key(0), cond), IMAGES["image"].shape)
+
+    def torch_arm(compiled: bool) -> tuple[Callable[[], object], float]:
+        import torch
+
+        from benchmarks import twins
+
+        torch._dynamo.reset()
+        net = twins.UNetTwin(jax.device_get(weights["params"]), UNET).eval()
+        label = torch.from_numpy(np.array(cond["label"])).long()
+        noise = torch.from_numpy(np.array(eps)).permute(0, 3, 1, 2)
+        one = torch.compile(net) if compiled else net
+        got = twins.ddim(one, noise, label, DDIM_STEPS)
+        # A byte that rounds the other way is no difference of what was computed.
+        difference = float(np.abs(got - want).mean() / 255.0)
+        return lambda: twins.ddim(one, torch.randn_like(noise), label, DDIM_STEPS), difference
+
+    return Race(
+        work=float(rows),
+        ours=ours,
+        arms=[
+            Arm("PyTorch, eager", partial(torch_arm, False), torch=True),
+            _compiled(partial(torch_arm, True), compiled),
+        ],
+        # The guided branch, twice the work, is the dearer one and is not taken.
+        flops=sample_flops(model, weights, cond, DDIM_STEPS) / 2,
+        remark=f"genaug on {jax.device_count()} device(s); bytes differ by less on average",
+    )
+
+
+def text_model(dim: int = 128) -> tuple[GenerativeModel, Any]:
+    """A language model that never ends a text: what every row costs is then the same."""
+    spec = text_spec(LENGTH)
+    model = lm_config(dim).make(spec)
+    weights = jax.jit(lambda key: model.weights(model.init(key)))(jax.random.key(0))
+    tokens = spec["tokens"]
+    assert isinstance(tokens, TokenSpec)
+    table = weights["params"]["tokens"]["embedding"]
+    table = table.at[tokens.end].multiply(1e-3)
+    return model, {"params": {**weights["params"], "tokens": {"embedding": table}}}
+
+
+def _decoding(rows: int, compiled: bool) -> Race:
+    model, weights = text_model()
+    spec = text_spec(LENGTH)["tokens"]
+    assert isinstance(spec, TokenSpec)
+    cond = {
+        "index": np.arange(rows, dtype=np.int32),
+        "temperature": np.zeros(rows, np.float32),
+    }
+    ours = sampler(model, weights, cond, 1)
+    found = jax.device_get(ours())
+    assert (found["segments"] > 0).all(), "a row has ended"
+    want, start = found["tokens"], np.full(rows, spec.end, np.int64)
+    params = jax.device_get(weights["params"])
+
+    def checked(call: Callable[[np.ndarray], np.ndarray]) -> tuple[Callable[[], object], float]:
+        return lambda: call(start), float(np.mean(call(start) != want))
+
+    def net() -> Any:
+        from benchmarks import lm_twin
+
+        twin = lm_twin.GPT(lm_config(128), spec.vocab_size, LENGTH - 1)
+        lm_twin.copied(twin, params)
+        return twin.eval()
+
+    def torch_arm(static: bool) -> tuple[Callable[[], object], float]:
+        import torch
+
+        from benchmarks.decoding_twin import Decoder
+
+        torch._dynamo.reset()
+        return checked(Decoder(net(), rows, LENGTH, static))
+
+    def flax_arm() -> tuple[Callable[[], object], float]:
+        from benchmarks import plain
+
+        call = plain.decoder(params, 4, rows, LENGTH)
+        return checked(lambda start: np.asarray(call(start)))
+
+    def hf_arm() -> tuple[Callable[[], object], float]:
+        from benchmarks.decoding_twin import hugging_face
+
+        return checked(hugging_face(net(), LENGTH))
+
+    return Race(
+        work=float(rows * (LENGTH - 1)),
+        ours=ours,
+        arms=[
+            Arm("PyTorch, eager", partial(torch_arm, False), torch=True),
+            _compiled(partial(torch_arm, True), compiled),
+            Arm("transformers, generate", hf_arm, torch=True),
+            Arm("plain Flax, in a scan", flax_arm),
+        ],
+        flops=sample_flops(model, weights, cond, LENGTH - 1),
+        remark="genaug on 1 device",
+    )
+
+
+def _condition(data: dict[str, np.ndarray], num_steps: int) -> classifier.Condition:
+    """Every image as likely as another, none warped."""
+    pool, labels = data["image"][0], data["label"][0]
+    rows = len(labels)
+    return classifier.Condition(
+        pool, labels, np.linspace(1 / rows, 1, rows, dtype=np.float32), np.ones(10, np.float32),
+        np.int32(num_steps), transforms.Strength().as_arrays(),
+    )  # fmt: skip
+
+
+def _study(num_steps: int, compiled: bool, seeds: int = 10) -> Race:
+    """Seeds of the downstream classifier: one program, or one run after another."""
+    config = classifier.Classifier(num_steps=num_steps)
+    mesh = make_mesh(Mesh())
+    condition = _condition(images(1, 1000), num_steps)
+    pool, labels = condition.images, condition.labels
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    program = classifier.trainer(config, 10, 0.1, mesh)
+    net = classifier.net_of(config, 10)
+    params = jax.jit(net.init)(jax.random.key(0), classifier.to_net(pool[:1]))["params"]
+    want = np.asarray(jax.jit(net.apply)({"params": params}, classifier.to_net(pool[:64]))[0])
+
+    def torch_arm(compiled: bool) -> tuple[Callable[[], object], float]:
+        import torch
+
+        from benchmarks import twins
+
+        torch._dynamo.reset()
+        host = jax.device_get(params)
+        wrap = torch.compile if compiled else lambda function: function
+        images, classes = torch.from_numpy(pool), torch.from_numpy(labels).long()
+        one = twins.Classifier(host, len(config.features))
+        with torch.no_grad():
+            got = one(images[:64]).numpy()
+        difference = float(np.abs(got - want).max() / np.abs(want).max())
+        loss = wrap(partial(twins.classifier_loss, one))
+        state = {name: value.clone() for name, value in one.state_dict().items()}
+
+        def call() -> object:
+            for _ in range(seeds):
+                one.load_state_dict(state)
+                twins.train_classifier(one, loss, images, classes, config)
+            with torch.no_grad():
+                return one(images[:64]).numpy()
+
+        return call, difference
+
+    def step(x: jax.Array, classes: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            logits, _ = net.apply({"params": params}, classifier.to_net(x))
+            return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(x)), classes])
+
+        return jax.grad(loss)(params)
+
+    batch = pool[: config.batch_size], labels[: config.batch_size]
+    traced = jax.make_jaxpr(step)(*batch)
+    return Race(
+        work=float(seeds * num_steps * config.batch_size),
+        ours=lambda: jax.block_until_ready(program((condition, pool[:64]), keys)),
+        arms=[
+            Arm("PyTorch, eager", partial(torch_arm, False), torch=True),
+            _compiled(partial(torch_arm, True), compiled),
+        ],
+        steps=seeds * num_steps,
+        flops=flops.of(traced.jaxpr, platform=jax.default_backend()).total,
+        remark="logits of equal weights agree; both train from there on their own draws",
+    )
+
+
+def profile_text(name: str) -> str:
+    """Where the time of a draw goes, or of one of the study's runs; on one device."""
+    from genaug.profiling import by_kind, kinds_table
+
+    family, size = name.rsplit("-", 1)
+    rows = int(size)
+    index = np.arange(rows, dtype=np.int32)
+    key = jax.random.key(0)
+    if family == "study":
+        config = classifier.Classifier(num_steps=50)
+        program: Any = classifier.replica_fn(config, 10, 0.1)
+        condition = _condition(images(1, 1000), 50)
+        arguments: tuple[Any, ...] = ((condition, condition.images[:64]), key)
+        per, trips = "a run of 50 updates", 50
+    elif family == "decode":
+        model, weights = text_model()
+        program, per, trips = model.sample, "a call", LENGTH - 1
+        cond = {"index": index, "temperature": np.zeros(rows, np.float32)}
+        arguments = (weights, key, cond)
+    else:
+        model = DDPM(net=UNET, num_steps=DDIM_STEPS).make(IMAGES)
+        program, per, trips = model.sample, "a call", DDIM_STEPS
+        arguments = (weights_of(model), key, {"index": index, "label": index % 10})
+    compiled = jax.jit(program).lower(*arguments).compile()
+    call = lambda: jax.block_until_ready(compiled(*arguments))  # noqa: E731
+    call()
+    return kinds_table(*by_kind(compiled, call, 1, 1, trips), per)
+
+
+def cases(quick: bool) -> list[Case]:
+    """Every race of generators and of the study, in the order of the table."""
+    peers = {"PyTorch": 0.8, "transformers": 2.0, "plain Flax": 4.0}
+    return [
+        Case("ddim-16", PART, f"DDIM, {DDIM_STEPS} steps of the U-Net, 16 images", "samples",
+             {"PyTorch": 1.0}, lambda: _ddim(16, not quick)),
+        *(
+            Case(f"decode-{rows}", PART, f"LM decoding, 64 tokens, batch {rows}", "tokens", peers,
+                 partial(_decoding, rows, not quick or rows == 16))
+            for rows in (1, 16, 64)
+        ),
+        Case("study-10", STUDY, "downstream study: 10 seeds of the classifier, "
+             f"{50 if quick else 400} updates", "examples", {"PyTorch": 3.0},
+             lambda: _study(50 if quick else 400, not quick)),
+    ]  # fmt: skip
+
+
+def throughput(quick: bool) -> Iterator[dict[str, Any]]:
+    """Every family's generator by batch size, as `genaug bench` times it."""
+    families: list[tuple[str, Any, Any, Any]] = []
+    for name, config in (
+        ("VAE, 400-200 hidden units", VAE()),
+        ("CVAE, 400-200 hidden units", CVAE()),
+        ("DCGAN 28x28", DCGAN(latent_dim=64, generator_features=(128, 64))),
+        (f"DDPM U-Net 28x28, DDIM {DDIM_STEPS} steps", DDPM(net=UNET, num_steps=DDIM_STEPS)),
+    ):
+        model = config.make(IMAGES)
+        families.append((name, model, weights_of(model), IMAGES))
+    families.append(("LM 4 layers of 128, 64 tokens a text", *text_model(), text_spec(LENGTH)))
+    sizes = (1, 64) if quick else (1, 16, 64, 256)
+    for name, model, weights, spec in families:
+        subject = bench.of_model(name, model, weights, spec, time.perf_counter())
+        for timing in bench.timings(subject, sizes, 5):
+            yield {
+                "title": name,
+                "unit": subject.unit,
+                "batch": timing.batch,
+                "devices": timing.devices,
+                "first_s": timing.first_s,
+                "seconds": list(timing.seconds),
+                "units": timing.units,
+                "peak_bytes": timing.peak_bytes,
+            }

@@ -1,0 +1,153 @@
+"""The same models in plain Flax layers: what genaug's own layers are raced against."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from genaug.nets import attention, transformer, unet
+
+_LECUN = nn.initializers.lecun_normal()
+_LAYERS = "genaug.nets.layers"
+
+
+def _conv(
+    features: int,
+    kernel_size: Sequence[int] = (3, 3),
+    strides: Sequence[int] = (1, 1),
+    use_bias: bool = True,
+    kernel_init: Any = _LECUN,
+    name: str | None = None,
+) -> nn.Conv:
+    return nn.Conv(features, kernel_size, strides, use_bias=use_bias, kernel_init=kernel_init,
+                   name=name)  # fmt: skip
+
+
+def _conv_transpose(
+    features: int,
+    kernel_size: Sequence[int] = (4, 4),
+    strides: Sequence[int] = (2, 2),
+    use_bias: bool = True,
+    kernel_init: Any = _LECUN,
+    name: str | None = None,
+) -> nn.ConvTranspose:
+    return nn.ConvTranspose(features, kernel_size, strides, use_bias=use_bias,
+                            kernel_init=kernel_init, name=name)  # fmt: skip
+
+
+def _dense(
+    features: int, use_bias: bool = True, kernel_init: Any = _LECUN, name: str | None = None
+) -> nn.Dense:
+    return nn.Dense(features, use_bias, kernel_init=kernel_init, name=name)
+
+
+def _group_norm(num_groups: int, epsilon: float = 1e-6, name: str | None = None) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups, epsilon=epsilon, name=name)
+
+
+class _Upsample(nn.Module):
+    """Nearest neighbours, then a convolution, as it is usually written; `unet`'s parameters."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Double the sides."""
+        kernel = self.param("kernel", _LECUN, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y + bias
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    if mask.ndim == 2:
+        mask = transformer.document_mask(mask)
+    return nn.dot_product_attention(q, k, v, mask=mask)
+
+
+@contextlib.contextmanager
+def layers() -> Iterator[None]:
+    """While a model is traced here, its layers are Flax's."""
+    with contextlib.ExitStack() as stack:
+        for target, plain in (
+            (f"{_LAYERS}.Conv", _conv),
+            (f"{_LAYERS}.ConvTranspose", _conv_transpose),
+            (f"{_LAYERS}.Dense", _dense),
+            (f"{_LAYERS}.GroupNorm", _group_norm),
+            (f"{unet.__name__}._Upsample", _Upsample),
+            (f"{attention.__name__}.attention", nn.dot_product_attention),
+            (f"{transformer.__name__}.attend", _attend),
+        ):
+            stack.enter_context(mock.patch(target, plain))
+        yield
+
+
+class Decoder(nn.Module):
+    """The language model with Flax's own attention and its cache, a layer by another."""
+
+    num_layers: int
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, position: jax.Array, table: Any) -> jax.Array:
+        """Logits of the next token, of [n, t]; `table` holds both embeddings."""
+        norm = lambda name: nn.LayerNorm(1e-5, use_bias=False, name=name)  # noqa: E731
+        x = table["tokens"][tokens] + table["positions"][position]
+        dim = x.shape[-1]
+        for i in range(self.num_layers):
+            h = norm(f"attention_norm_{i}")(x)
+            attend = nn.MultiHeadDotProductAttention(
+                self.num_heads, use_bias=False, decode=True, name=f"attention_{i}"
+            )
+            x = x + attend(h)
+            h = nn.Dense(4 * dim, use_bias=False, name=f"mlp_in_{i}")(norm(f"mlp_norm_{i}")(x))
+            x = x + nn.Dense(dim, use_bias=False, name=f"mlp_out_{i}")(nn.gelu(h))
+        return norm("norm")(x) @ table["tokens"].T
+
+
+def decoder(params: Any, num_heads: int, rows: int, length: int) -> Callable[[Any], jax.Array]:
+    """`start [n] -> the likeliest tokens [n, length]`, genaug's weights in `Decoder`, in a scan."""
+    count = sum(name.startswith("layer_") for name in params)
+    table = {name: params[name]["embedding"] for name in ("tokens", "positions")}
+    dim = table["tokens"].shape[1]
+    split = (dim, num_heads, dim // num_heads)
+    own: dict[str, Any] = {"norm": params["norm"]}
+    for i in range(count):
+        layer = params[f"layer_{i}"]
+        parts = jnp.split(layer["qkv"]["kernel"], 3, axis=1)
+        own[f"attention_{i}"] = {
+            **{n: {"kernel": p.reshape(split)} for n, p in zip(("query", "key", "value"), parts,
+                                                               strict=True)},
+            "out": {"kernel": layer["out"]["kernel"].reshape(*split[1:], dim)},
+        }  # fmt: skip
+        for name in ("attention_norm", "mlp_norm", "mlp_in", "mlp_out"):
+            own[f"{name}_{i}"] = layer[name]
+    net = Decoder(count, num_heads)
+    whole = jnp.zeros((rows, length - 1), jnp.int32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), whole, 0, table)["cache"]
+    empty = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
+
+    @jax.jit
+    def run(own: Any, table: Any, start: jax.Array) -> jax.Array:
+        def write(carry: tuple[Any, jax.Array], position: jax.Array) -> Any:
+            cache, token = carry
+            logits, left = net.apply(
+                {"params": own, "cache": cache}, token[:, None], position, table, mutable=["cache"]
+            )
+            token = jnp.argmax(logits[:, 0], axis=1).astype(jnp.int32)
+            return (left["cache"], token), token
+
+        begun = (empty, start)
+        _, written = jax.lax.scan(write, begun, jnp.arange(length - 1))
+        return jnp.concatenate([start[:, None], written.T], axis=1)
+
+    return lambda start: run(own, table, jnp.asarray(start, jnp.int32))

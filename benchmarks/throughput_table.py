@@ -1,0 +1,208 @@
+"""The results of `python -m benchmarks` as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks import race
+
+TITLES = {
+    "training": "Training against PyTorch and plain Flax",
+    "generation": "Generators against PyTorch and transformers",
+    "study": "The downstream study against PyTorch",
+}
+
+
+def line(cells: Sequence[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A whole table, and an empty line."""
+    yield line(head)
+    yield f"|{'---|' * len(head)}"
+    yield from map(line, rows)
+    yield ""
+
+
+def rate(value: float) -> str:
+    """A number a second, in three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def document(results: Mapping[str, Any]) -> Iterator[str]:
+    """The page, line by line: machine, races, limits, throughput, input, start, profiles."""
+    machine, limits = results["machine"], results.get("limits")
+    yield "# Throughput"
+    yield ""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    yield (
+        f"`{results['command']}`: {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, {machine['system']}; {versions}; float32."
+    )
+    if results.get("note"):
+        yield ""
+        yield results["note"]
+    if limits:
+        yield ""
+        yield (
+            f"At most, measured: {limits['flops'] / 1e9:.0f} GFLOP/s of float32 matrix products, "
+            f"{limits['bandwidth'] / 1e9:.1f} GB/s of copies."
+        )
+    yield ""
+    yield (
+        f"Ratio: a peer's time / genaug's, {results['rounds']} interleaved rounds in one process, "
+        "median (min to max); above 1, genaug is faster. Each peer does the same work: of a model, "
+        "a twin with the same weights and noise, whose results differ by at most what stands here "
+        "(relative; of text, the share of other tokens). PyTorch has the faster of one thread and "
+        "all, genaug in training of one device and one per core; of several forms of a peer the "
+        "fastest counts."
+    )
+    yield ""
+    for part, title in TITLES.items():
+        records = [record for record in results["cases"] if record["part"] == part]
+        if records:
+            yield f"## {title}"
+            yield ""
+            yield from races(records)
+    if limits and (trained := [r for r in results["cases"] if r.get("flops")]):
+        yield "## Against the limit of the machine"
+        yield ""
+        yield from against_limits(trained, limits)
+    yield from _rest(results)
+
+
+def races(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for every arm of every race, those that were lost or not run among them."""
+    head = ("what", "peer", "peer / genaug (min to max)", "must", "held", "difference", "genaug/s",
+            "peer/s", "remarks")  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for record in records:
+        if "failed" in record:
+            rows.append((record["title"], "", "", "", "**no**", "", "", "", record["failed"]))
+            continue
+        own = record["work"] / statistics.median(record["arms"][race.OURS]["seconds"])
+        for name, arm in record["arms"].items():
+            if name == race.OURS:
+                continue
+            peer = name.split(",")[0]
+            must = record["must"].get(peer)
+            counts = race.best(record, peer) == name
+            wanted = f"{must:g}" if must is not None and (counts or "failed" in arm) else ""
+            difference = f"{arm['difference']:.0e}" if "difference" in arm else ""
+            unit = f"{rate(own)} {record['unit']}"
+            if "failed" in arm:
+                rows.append((record["title"], name, "", wanted, "", difference, unit, "",
+                             f"not measured: {arm['failed']}"))  # fmt: skip
+                continue
+            ratios = race.ratios(record, name)
+            middle = statistics.median(ratios)
+            held = "" if not wanted or must is None else "yes" if middle >= must else "**no**"
+            threads = f"{arm['threads']} thread(s)" if "threads" in arm else ""
+            rows.append(
+                (
+                    record["title"],
+                    name,
+                    f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                    wanted,
+                    held,
+                    difference,
+                    unit,
+                    rate(record["work"] / statistics.median(arm["seconds"])),
+                    "; ".join(filter(None, (threads, record["remark"] if counts else ""))),
+                )
+            )
+    return table(head, rows)
+
+
+def against_limits(
+    records: Sequence[Mapping[str, Any]], limits: Mapping[str, float]
+) -> Iterator[str]:
+    """FLOP/s and bytes/s of genaug's programs, as shares of what was measured."""
+    head = ("what", "GFLOP an update or call", "GFLOP/s (quartiles)", "of the peak",
+            "GB/s of memory", "of the bandwidth")  # fmt: skip
+    rows = []
+    for record in records:
+        seconds = [s / record["steps"] for s in record["arms"][race.OURS]["seconds"]]
+        speed = sorted(record["flops"] / one / 1e9 for one in seconds)
+        middle = statistics.median(speed)
+        low, _, high = statistics.quantiles(speed, n=4, method="inclusive")
+        moved = record["bytes"] / statistics.median(seconds)
+        rows.append(
+            (
+                record["title"],
+                f"{record['flops'] / 1e9:.3g}",
+                f"{middle:.1f} ({low:.1f} to {high:.1f})",
+                f"{100e9 * middle / limits['flops']:.0f} %",
+                f"{moved / 1e9:.1f}" if moved else "",
+                f"{100 * moved / limits['bandwidth']:.0f} %" if moved else "",
+            )
+        )
+    yield from table(head, rows)
+    yield (
+        "Operations are those of matrix products and convolutions as genaug computes them (a "
+        "multiply-add is two), bytes those that its compiled program says it moves, caches or not: "
+        "an upper bound, which may exceed what memory gives."
+    )
+    yield ""
+
+
+def _rest(results: Mapping[str, Any]) -> Iterator[str]:
+    if found := results.get("generators"):
+        yield "## Generators by themselves"
+        yield ""
+        head = ("what", "batch", "devices", "a second", "ms a call (min to max)", "first call, s",
+                "peak memory, MiB")  # fmt: skip
+        rows = []
+        for one in found:
+            ms = sorted(1000 * s for s in one["seconds"])
+            middle = statistics.median(ms)
+            rows.append(
+                (
+                    one["title"],
+                    str(one["batch"]),
+                    str(one["devices"]),
+                    f"{rate(1000 * one['units'] / middle)} {one['unit']}",
+                    f"{middle:.3g} ({ms[0]:.3g} to {ms[-1]:.3g})",
+                    f"{one['first_s']:.2f}",
+                    f"{one['peak_bytes'] / 2**20:,.0f}",
+                )
+            )
+        yield from table(head, rows)
+    if found := results.get("inputs"):
+        yield "## The input pipeline, batches of 64 from ArrayRecord"
+        yield ""
+        head = ("training", "batches/s, alone", "updates/s", "of the time, waited for batches")
+        rows = [
+            (o["title"], rate(o["batches_s"]), rate(o["updates_s"]), f"{100 * o['waited']:.1f} %")
+            for o in found
+        ]
+        yield from table(head, rows)
+    if found := results.get("starts"):
+        yield "## Time to the first update, s"
+        yield ""
+        head = ("what", "cold", "with the cache of compiled programs", "whole process, cold",
+                "whole process, cached")  # fmt: skip
+        names = ("cold_s", "warm_s", "cold_process_s", "warm_process_s")
+        rows = [(one["title"], *(f"{one[name]:.1f}" for name in names)) for one in found]
+        yield from table(head, rows)
+    for one in results.get("profiles", ()):
+        yield f"## Why: {one['title']}"
+        yield ""
+        yield "```"
+        yield one["text"]
+        yield "```"
+        yield ""
+
+
+def short_of(record: Mapping[str, Any]) -> list[str]:
+    """The peers whose wanted ratio was not reached."""
+    missed = []
+    for peer, must in record["must"].items():
+        name = race.best(record, peer)
+        if name and statistics.median(race.ratios(record, name)) < must:
+            missed.append(peer)
+    return missed

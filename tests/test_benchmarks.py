@@ -1,0 +1,186 @@
+"""`python -m benchmarks`: races on a made-up clock, the noise rule, the table, the options."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from genaug.types import DataError, UserError
+
+sys.path.append(str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
+history, race, tables, main = (
+    importlib.import_module(f"benchmarks.{name}")
+    for name in ("history", "race", "throughput_table", "__main__")
+)
+
+
+class Clock:
+    """Calls that take a time each, and in which order they came."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def call(self, name, *seconds):
+        def run():
+            self.now += seconds[min(self.calls.count(name), len(seconds) - 1)]
+            self.calls.append(name)
+
+        return run
+
+
+def case(make, must=None):
+    return race.Case("name", "training", "what", "examples", must or {"peer": 2.0}, make)
+
+
+def arm(name, call, difference=0.0):
+    return race.Arm(name, lambda: (call, difference))
+
+
+def raced(rounds=3):
+    clock = Clock()
+
+    def broken():
+        raise RuntimeError("no | compiler")
+
+    arms = [
+        arm("peer, slow", clock.call("slow", 100.0, 12.0)),
+        arm("peer, fast", clock.call("fast", 100.0, 6.0)),
+        arm("other, wrong", clock.call("wrong", 1.0), difference=2e-4),
+        race.Arm("other, broken", broken),
+    ]
+    ours = clock.call("ours", 100.0, 2.0, 3.0, 4.0)
+    make = lambda: race.Race(10.0, ours, arms, 2, 6e9, 4e9, "said")  # noqa: E731
+    return race.run(case(make), rounds, clock), clock
+
+
+def test_rounds_are_interleaved_and_the_first_calls_are_not_timed():
+    found, clock = raced()
+    assert clock.calls[:3] == ["ours", "slow", "fast"]
+    assert clock.calls[3:] == [
+        *("ours", "slow", "fast"),
+        *("slow", "fast", "ours"),
+        *("fast", "ours", "slow"),
+    ]
+    assert found["arms"]["genaug"]["seconds"] == [2.0, 3.0, 4.0]
+    assert race.ratios(found, "peer, slow") == [6.0, 4.0, 3.0]
+    assert race.best(found, "peer") == "peer, fast"
+    assert race.peers(found) == ["peer", "other"]
+
+
+def test_an_arm_that_differs_or_breaks_is_not_timed_and_says_so():
+    arms = raced()[0]["arms"]
+    assert "differs by 2.0e-04" in arms["other, wrong"]["failed"]
+    assert arms["other, broken"]["failed"] == "RuntimeError: no / compiler"
+    assert race.best(raced()[0], "other") is None
+
+
+def test_a_nan_is_a_difference():
+    clock = Clock()
+    arms = [arm("peer", clock.call("peer", 1.0), difference=float("nan"))]
+    make = lambda: race.Race(1.0, clock.call("ours", 1.0), arms)  # noqa: E731
+    assert "failed" in race.run(case(make), 2, clock)["arms"]["peer"]
+
+
+def test_a_case_that_cannot_be_made_is_a_row():
+    found = race.run(case(lambda: 1 / 0), 3)
+    assert found["failed"].startswith("ZeroDivisionError")
+    assert "ZeroDivisionError" in list(tables.races([found]))[2]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_has_every_arm_and_judges_the_best_of_a_peer():
+    found = raced()[0]
+    head, rule, *rows, last = tables.races([found])
+    assert last == ""
+    assert {len(cells(line)) for line in (head, rule, *rows)} == {9}
+    slow, fast, wrong, broken = map(cells, rows)
+    assert slow[1:5] == ["peer, slow", "4.00 (3.00 to 6.00)", "", ""]
+    assert fast[1:5] == ["peer, fast", "2.00 (1.50 to 3.00)", "2", "yes"]
+    assert fast[6:] == ["3.33 examples", "1.67", "said"]
+    assert wrong[5] == "2e-04"
+    assert wrong[8].startswith("not measured: differs")
+    assert broken[8] == "not measured: RuntimeError: no / compiler"
+    assert tables.short_of(found) == []
+    assert tables.short_of({**found, "must": {"peer": 2.5}}) == ["peer"]
+
+
+def test_the_limits_are_shares_of_what_was_measured():
+    lines = list(tables.against_limits([raced()[0]], {"flops": 8e9, "bandwidth": 4e9}))
+    # Two updates in 2, 3 and 4 s: 6 GFLOP in 1.5 s at the median.
+    row = cells(lines[2])
+    assert row[1:4] == ["6", "4.0 (3.5 to 5.0)", "50 %"]
+    assert row[4:] == ["2.7", "67 %"]
+
+
+@pytest.mark.parametrize(
+    "before, after, change",
+    [
+        ([1.0, 1.0, 1.0], [1.2, 1.2, 1.2], 0.2),
+        ([1.0, 1.0, 1.0], [0.8, 0.8, 0.8], -0.2),
+        ([1.0, 1.0, 1.0], [1.09, 1.09, 1.09], None),  # within the threshold
+        ([0.5, 1.0, 1.5, 1.6], [1.2, 1.5, 1.9, 1.9], None),  # within the noise
+        ([0.9, 1.0, 1.0, 1.1, 9.0], [1.4, 1.5, 1.5, 1.6, 0.1], 0.5),  # one outlier is no noise
+    ],
+)
+def test_a_change_is_more_than_the_threshold_and_the_noise(before, after, change):
+    found = history.moved(before, after)
+    assert found == (None if change is None else pytest.approx(change))
+
+
+def kept(**seconds):
+    arms = {name: {"seconds": values} for name, values in seconds.items()}
+    record = {"name": "a", "title": "what", "arms": arms}
+    return {"machine": {"processor": "p", "cores": 2, "devices": []}, "cases": [record]}
+
+
+def test_compare_names_what_changed_came_and_went():
+    before = kept(genaug=[1.0] * 4, peer=[2.0] * 4, still=[3.0] * 4, gone=[1.0] * 4)
+    after = kept(genaug=[1.0] * 4, peer=[1.0] * 4, still=[3.1] * 4)
+    assert list(history.compare(before, after)) == [
+        "what, against peer: 2.00 -> 1.00 (-50 %, genaug is SLOWER)",
+        "what, against gone: no longer measured",
+        "1 ratios within 10 % or their noise",
+    ]
+    after["machine"]["cores"] = 4
+    after["cases"][0]["name"] = "b"
+    said = list(history.compare(before, after))
+    assert said[0].startswith("! Of different machines")
+    assert said[1:3] == ["what: new", "what: not run"]
+
+
+def test_a_run_is_kept_and_read_again(tmp_path):
+    path = history.write(tmp_path / "history", kept(genaug=[1.0]))
+    assert history.read(path) == kept(genaug=[1.0])
+    with pytest.raises(DataError, match="not there"):
+        history.read(tmp_path / "other.json")
+    (tmp_path / "other.json").write_text(json.dumps([1]))
+    with pytest.raises(DataError, match="no result"):
+        history.read(tmp_path / "other.json")
+
+
+def test_only_names_that_exist_are_taken():
+    assert main.chosen(["a", "b", "c"], ["c", "a"]) == ["a", "c"]
+    assert main.chosen(["a", "b"], None) == ["a", "b"]
+    with pytest.raises(UserError, match="there are a, b"):
+        main.chosen(["a", "b"], ["d"])
+
+
+def test_the_command_refuses_a_round_without_spread_and_compares_files(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--rounds", "1"])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "--rounds" in capsys.readouterr().err
+    path = history.write(tmp_path, kept(genaug=[1.0, 1.0], peer=[1.0, 1.0]))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--compare", str(path), str(path)])
+    main.main()
+    assert capsys.readouterr().out == "1 ratios within 10 % or their noise\n"
