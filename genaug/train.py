@@ -212,7 +212,7 @@ def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[St
                 check_memory(loop.mesh, loop.program, state, fed, loop.key, begin)
             state, metrics = loop.program(state, fed, loop.key, begin)
         step = begin + config.steps_per_call
-        now = told.received or processes.must_stop(step // config.steps_per_call)
+        now = bool(told.received) or processes.must_stop(step // config.steps_per_call)
         waits = now or bool(_due(loop, step))  # Both wait: what a checkpoint covers is logged.
         for at, told_of in [*([pending] if pending else []), *([(begin, metrics)] * waits)]:
             row, sick = report(at, told_of, row, config.patience, loop.log)
