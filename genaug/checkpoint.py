@@ -20,7 +20,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def save(
             directory.mkdir(parents=True, exist_ok=True)
             (directory / f"{step}.json").unlink(missing_ok=True)
         barrier("to be written")
-        ocp.save((directory / str(step)).absolute(), state, overwrite=True)
+        with _quiet():
+            ocp.save((directory / str(step)).absolute(), state, overwrite=True)
         if is_first():
             files = _digests(directory / str(step), sync=True)
             mark = {"format": FORMAT, "step": step, "files": files, "arrays": arrays}
@@ -84,6 +86,18 @@ def save(
             f"The checkpoint of update {step} cannot be written to {directory} ({reason}; {kept}): "
             "make room or give write access, and start the same command again."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs the stack of every thread of a save that fails, and then raises the error too."""
+    logger = logging.get_absl_logger()
+    level = logger.level
+    logger.setLevel("CRITICAL")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: BaseException) -> str | None:

@@ -31,15 +31,14 @@ def leaves(tree: Any) -> dict[str, Any]:
 
 def arrays(tree: Any) -> dict[str, str]:
     """The digest of every array of a tree, by name: 8 hexadecimal digits."""
-    # An array at a time: those of one shape share a program, and most of a state's do.
-    sums = jax.device_get({name: _sum(leaf) for name, leaf in leaves(tree).items()})
-    return {name: f"{int(value):08x}" for name, value in sums.items()}
+    # An array at a time: those of one shape share a program, and most of a state's do. And each is
+    # waited for: programs that talk over many devices of one CPU can lock each other out.
+    return {name: f"{int(_sum(leaf)):08x}" for name, leaf in leaves(tree).items()}
 
 
 def not_finite(tree: Any) -> list[str]:
     """The names of the arrays that hold a value that is not finite."""
-    found = jax.device_get({name: _any_bad(leaf) for name, leaf in leaves(tree).items()})
-    return [name for name, bad in found.items() if bad]
+    return [name for name, leaf in leaves(tree).items() if bool(_any_bad(leaf))]
 
 
 @jax.jit

@@ -39,7 +39,7 @@ def read_json(path: Path) -> Any:
     """A JSON file's content; a damaged one is a UserError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as JSON ({error}): use another --run-dir."
         ) from None

@@ -159,7 +159,7 @@ def must_stop(count: int) -> bool:
     """Whether a machine of one of several processes is to be taken away (SIGTERM).
 
     All ask again and again, with a `count` that grows by 1 each time, and are told at the same. A
-    process by itself is not told: it ends.
+    process by itself is told otherwise (`signals`).
     """
     if jax.process_count() == 1:
         return False

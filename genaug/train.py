@@ -17,7 +17,16 @@ import numpy as np
 from absl import logging
 
 from genaug import checkpoint, digests, layouts, parallel, processes, signals
-from genaug.devices import DeviceMesh, check_batch_size, memory_left
+from genaug.devices import DeviceMesh, check_batch_size
+from genaug.health import (
+    FRUITLESS,
+    Sick,
+    check_memory,
+    given_up,
+    memory_explained,
+    report,
+    words_of,
+)
 from genaug.signals import Signals
 from genaug.types import GenerativeModel, State, UserError
 
@@ -44,12 +53,6 @@ class Train:
     patience: int = 10  # updates left out in a row after which training goes back to a checkpoint
 
 
-class TrainingError(UserError):
-    """Training that cannot go on. Exit code 4."""
-
-    exit_code = 4
-
-
 class Stopped(UserError):
     """Told to stop, and what was trained is saved. Exit code 128 and the signal's number."""
 
@@ -63,10 +66,6 @@ class Hook(NamedTuple):
 
     every: int
     call: Callable[[int, State], None]
-
-
-FRUITLESS = 2
-"""How often in a row training goes back without a good update after it, before it gives up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +82,6 @@ class _Loop:
     log: Callable[[int, dict[str, float]], None]
     told: Signals
     mesh: DeviceMesh
-
-
-class _Sick(NamedTuple):
-    """A row of updates that were left out, long enough to go back for. Updates count from 0."""
-
-    first: int
-    last: int
-    resume: int  # the update after the call in which the row became that long
-    metrics: tuple[str, ...]  # that were not finite, or too large
 
 
 def check(config: Train) -> None:
@@ -161,7 +151,7 @@ def fit(
                 beside = {**about(step), **({"due": True} if due else {})}
                 checkpoint.save(checkpoints, step, state, about=beside)
 
-    with signals.heeded() as told, _nothing_to_save(told), _memory_explained():
+    with signals.heeded() as told, _nothing_to_save(told), memory_explained():
         loop = _Loop(
             config=config,
             program=compiled(parallel.Guard(config.largest_norm)),
@@ -187,15 +177,15 @@ def fit(
         state, sick = _train(loop, state, first, due)
         fruitless = 0
         while sick:
-            words = _words(sick, _culprits(loop, compiled(None), state, sick.last))
+            words = words_of(sick, _culprits(loop, compiled(None), state, sick.last))
             fruitless = fruitless + 1 if sick.first == first else 0
             if fruitless > FRUITLESS:
-                raise _given_up(f"{words}, and going back {FRUITLESS} times did not help", True)
+                raise given_up(f"{words}, and going back {FRUITLESS} times did not help", True)
             found = checkpoints and checkpoint.restore(
                 checkpoints, template, owner=True, finite=True
             )
             if not found:
-                raise _given_up(f"{words}, and there is no checkpoint to go back to", False)
+                raise given_up(f"{words}, and there is no checkpoint to go back to", False)
             (state, back), first = found, sick.resume
             logging.warning("%s: training goes back to update %s, and on with update %s.",
                             words, back, first + 1)  # fmt: skip
@@ -203,7 +193,7 @@ def fit(
     return state
 
 
-def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[State, _Sick | None]:
+def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[State, Sick | None]:
     """From update `first` to the last, or until too many in a row were left out.
 
     due: whether what is due after `first` updates is still to be done.
@@ -219,16 +209,15 @@ def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[St
         with told.interruptible() if begin == first else nullcontext():
             fed = loop.feed(stack)
             if begin == first:
-                _check_memory(loop, state, fed, begin)
+                check_memory(loop.mesh, loop.program, state, fed, loop.key, begin)
             state, metrics = loop.program(state, fed, loop.key, begin)
         step = begin + config.steps_per_call
-        now = told.received or processes.must_stop(step // config.steps_per_call)
+        now = bool(told.received) or processes.must_stop(step // config.steps_per_call)
         waits = now or bool(_due(loop, step))  # Both wait: what a checkpoint covers is logged.
-        for reported in [pending, (begin, metrics)] if waits else [pending]:
-            if reported:
-                row, sick = _report(reported[0], reported[1], row, config, loop.log)
-                if sick:
-                    return state, sick
+        for at, told_of in [*([pending] if pending else []), *([(begin, metrics)] * waits)]:
+            row, sick = report(at, told_of, row, config.patience, loop.log)
+            if sick:
+                return state, sick
         pending = None if waits else (begin, metrics)
         # A checkpoint is of a state that the last update was good for: going back helps then.
         save = not row or step == config.num_steps
@@ -236,38 +225,12 @@ def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[St
             raise _stopped(loop, step, state, save)
         _call_hooks(loop, step, state, save)
     if pending:
-        row, sick = _report(pending[0], pending[1], row, config, loop.log)
+        row, sick = report(*pending, row, config.patience, loop.log)
         if sick:
             return state, sick
     if row == config.num_steps:
-        raise _given_up(f"In none of {row} updates loss and gradient were finite", kept=False)
+        raise given_up(f"In none of {row} updates loss and gradient were finite", kept=False)
     return state, None
-
-
-LESS_MEMORY = (
-    "a smaller --train.batch-size, --train.accumulate 2 or more, --mesh.fsdp over more devices, or "
-    "the model's remat where it has one, take less"
-)
-
-
-def _check_memory(loop: _Loop, state: State, fed: Any, begin: int) -> None:
-    """Say before the first update that the memory will not do."""
-    needed = parallel.memory_needed(loop.program, state, fed, loop.key, begin)
-    left = memory_left(loop.mesh)
-    if needed is not None and left is not None and needed > left:
-        logging.warning("An update takes %.3g GB more on each device, and %.3g GB are left: %s.",
-                        needed / 1e9, left / 1e9, LESS_MEMORY)  # fmt: skip
-
-
-@contextmanager
-def _memory_explained() -> Iterator[None]:
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        line = (str(error).splitlines() or ["MemoryError"])[0][:200]
-        raise TrainingError(f"Out of memory ({line}): {LESS_MEMORY}.") from error
 
 
 def _due(loop: _Loop, step: int) -> list[Hook]:
@@ -331,54 +294,9 @@ def _stacks(
         yield {name: np.stack([batch[name] for batch in chunk]) for name in chunk[0]}
 
 
-def _report(
-    begin: int,
-    metrics: dict[str, jax.Array],
-    row: int,
-    config: Train,
-    log: Callable[[int, dict[str, float]], None],
-) -> tuple[int, _Sick | None]:
-    """Log a call's metrics, and count on the updates in a row that were left out."""
-    values = jax.device_get(metrics)
-    names = sorted(values.keys() - {"good"})
-    fine = np.asarray(values.get("good", np.ones((config.steps_per_call, 1)))) > 0
-    good = np.asarray(fine.all(axis=1))
-    left_out = np.flatnonzero(~good)
-    step = begin + len(good)
-    sick = None
-    for i in range(len(good)):
-        row = 0 if good[i] else row + 1
-        if row == config.patience:
-            why = tuple(name for name, ok in zip(names, fine[i], strict=True) if not ok)
-            sick = _Sick(begin + i + 1 - row, begin + i, step, why)
-    if len(left_out):
-        bad = [name for i, name in enumerate(names) if not fine[:, i].all()]
-        some = ", ".join(str(begin + i + 1) for i in left_out[:5]) + ", ..." * (len(left_out) > 5)
-        logging.warning("update %s left out: %s not finite, or too large.", some, ", ".join(bad))
-    found = {name: float(values[name]) for name in names} if len(left_out) < len(good) else {}
-    log(step, {**found, **({"left_out": float(len(left_out))} if len(left_out) else {})})
-    return row, sick
-
-
 def _culprits(loop: _Loop, program: Any, state: State, update: int) -> list[str]:
     """The arrays that are not finite, or are not after that update. The state is donated."""
     if found := digests.not_finite(state):
         return found
     stack = next(_stacks(loop.batches(update, update + 1), 1))
     return digests.not_finite(program(state, loop.feed(stack), loop.key, update)[0])
-
-
-def _words(sick: _Sick, culprits: list[str]) -> str:
-    some = ", ".join(culprits[:3]) + (f" and {len(culprits) - 3} more" if culprits[3:] else "")
-    arrays = f", in {some}" if some else ""
-    return (
-        f"{', '.join(sick.metrics)} not finite or too large in updates {sick.first + 1} to "
-        f"{sick.last + 1}{arrays}"
-    )
-
-
-def _given_up(words: str, kept: bool) -> TrainingError:
-    return TrainingError(
-        f"{words}: lower the learning rate, clip the gradients (the optimizer's clip-norm) or look "
-        f"at the data.{' The last good checkpoint is kept.' if kept else ''}"
-    )

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from genaug import checkpoint, layouts, parallel
+from genaug import checkpoint, health, layouts, parallel
 from genaug import train as training
 from genaug.data import Data, batches, load, pipeline
 from genaug.data import split as split_data
 from genaug.devices import Mesh, make_mesh
+from genaug.health import TrainingError
 from genaug.logs import MetricLog, read_metrics
 from genaug.state import SGD, Adam, from_loss
-from genaug.train import Hook, Train, TrainingError, fit
+from genaug.train import Hook, Train, fit
 from genaug.types import GenerativeModel, UserError
 
 pytest_plugins = ["tiny_run"]
@@ -209,8 +210,8 @@ def test_the_loop_waits_for_a_call_only_once_the_next_is_on_its_way(model, strea
         return call
 
     monkeypatch.setattr(parallel, "compile_steps", spied)
-    unchecked = inspect.unwrap(training._report)  # the type checker wants arrays alone
-    monkeypatch.setattr(training, "_report", unchecked)
+    unchecked = inspect.unwrap(training.report)  # the type checker wants arrays alone
+    monkeypatch.setattr(training, "report", unchecked)
     run(model, stream, dataclasses.replace(CONFIG, num_steps=6))
     assert events == ["call 0", "call 2", "read 0", "call 4", "read 2", "read 4"]
 
@@ -402,7 +403,7 @@ def test_memory_that_will_not_do_is_told_before_and_explained_after(tmp_path, ca
 def test_memory_that_will_do_is_not_spoken_of(model, stream, monkeypatch, caplog):
     run(model, stream, dataclasses.replace(CONFIG, num_steps=4))
     assert "GB" not in caplog.text
-    monkeypatch.setattr(training, "memory_left", lambda mesh: 1000)
+    monkeypatch.setattr(health, "memory_left", lambda mesh: 1000)
     run(model, stream, dataclasses.replace(CONFIG, num_steps=4))
     assert "1e-06 GB are left: a smaller --train.batch-size" in caplog.text
 

@@ -1,0 +1,448 @@
+"""The faults that `benchmarks.reliability` injects, one function a row of its table.
+
+Each takes how often, and a seed; what is random is drawn from that.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genaug import checkpoint, digests, layouts, parallel
+from genaug.config import load
+from genaug.devices import Mesh, make_mesh
+from genaug.models.cvae import CVAE
+from genaug.nets.autoencoder import MLP
+from genaug.train import Train, fit
+from genaug.types import GenerativeModel, LabelSpec, UserError
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENT = Path(__file__).with_name("reliability_run.py")
+SPEC = {"image": jax.ShapeDtypeStruct((8, 8, 1), np.uint8), "label": LabelSpec(10)}
+
+
+class Counted(NamedTuple):
+    """How often a fault was injected, how often all was as promised, and what to know of it."""
+
+    survived: int
+    tried: int
+    remark: str = ""
+    seconds: tuple[float, ...] = ()
+
+
+# --- the command line, in processes of its own
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "GENAUG_CPU_DEVICES": "2",
+        "GENAUG_DATA_DIR": str(scratch / "data"),
+        "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def _start(command: str, run: Path, scratch: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "genaug.cli", command, str(EXPERIMENT), "--run-dir", str(run)]
+    return subprocess.Popen(
+        [*words, "--quiet"],
+        env=_environment(scratch),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def _results(run: Path) -> dict[str, Any]:
+    """What must be the same, bit for bit, however often a run was stopped."""
+    (*_, last) = checkpoint.steps(run / "checkpoints")
+    mark = checkpoint.read_mark(run / "checkpoints", last)
+    assert mark is not None
+    names = ("metrics.jsonl", "results.json", "synthetic.npz", "export/weights.safetensors")
+    files = {name: (run / name).read_bytes() for name in names if (run / name).is_file()}
+    return {"step": last, "arrays": mark["arrays"], **files}
+
+
+def _where(run: Path) -> str:
+    """What a run was doing, by what it has left."""
+    saves = run / "checkpoints"
+    if not (run / "config.json").is_file():
+        return "start"
+    if (run / "synthetic").is_dir():
+        return "evaluate and report"
+    if (run / "study").is_dir():
+        return "baselines and draw"
+    unmarked = [p for p in saves.glob("[0-9]*") if p.is_dir()
+                and not (saves / f"{p.name}.json").is_file()]  # fmt: skip
+    return "save" if unmarked else "train" if (run / "metrics.jsonl").is_file() else "compile"
+
+
+@contextlib.contextmanager
+def _unbroken(command: str) -> Iterator[tuple[Path, dict[str, Any], float]]:
+    """A scratch folder, what an unbroken run finds, and how long it takes with warm caches."""
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        for i in range(2):
+            began = time.monotonic()
+            child = _start(command, scratch / f"whole_{i}", scratch)
+            words = child.communicate()[1]
+            if child.returncode:
+                raise RuntimeError(words)
+        first, second = (_results(scratch / f"whole_{i}") for i in range(2))
+        if first != second:
+            raise RuntimeError("two unbroken runs differ")
+        yield scratch, first, time.monotonic() - began
+
+
+def killed(command: str, count: int, seed: int) -> Counted:
+    """kill -9 at a random moment, then the same command again, to the same bits."""
+    draw, survived = random.Random(seed), 0
+    places: collections.Counter[str] = collections.Counter()
+    with _unbroken(command) as (scratch, wanted, seconds):
+        for i in range(count):
+            run = scratch / f"run_{i}"
+            for _ in range(draw.choice((1, 1, 2))):
+                child = _start(command, run, scratch)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(draw.uniform(0.1, 1.0) * seconds)
+                child.kill()
+                child.communicate()
+                places[_where(run)] += 1
+            child = _start(command, run, scratch)
+            child.communicate()
+            survived += child.returncode == 0 and _results(run) == wanted
+            shutil.rmtree(run)
+    return Counted(survived, count, f"killed in: {_listed(places)}")
+
+
+def told(command: str, count: int, seed: int) -> Counted:
+    """SIGTERM or Ctrl-C at a random moment after the start: the code, the time, and the rest."""
+    draw, survived, waits = random.Random(seed), 0, []
+    places: collections.Counter[str] = collections.Counter()
+    with _unbroken(command) as (scratch, wanted, seconds):
+        for i in range(count):
+            run, number = scratch / f"run_{i}", draw.choice((signal.SIGTERM, signal.SIGINT))
+            child = _start(command, run, scratch)
+            while child.poll() is None and not (run / "config.json").is_file():
+                time.sleep(0.01)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(draw.uniform(0.0, 0.7) * seconds)
+            places[_where(run)] += 1
+            child.send_signal(number)
+            began = time.monotonic()
+            child.communicate()
+            waits.append(time.monotonic() - began)
+            # A run that ends by itself in this moment ends well.
+            good = child.returncode in (128 + number, 0) and waits[-1] <= 10
+            child = _start(command, run, scratch)
+            child.communicate()
+            survived += good and child.returncode == 0 and _results(run) == wanted
+            shutil.rmtree(run)
+    remark = f"told in: {_listed(places)}; left within {max(waits):.1f} s at most"
+    return Counted(survived, count, remark, tuple(waits))
+
+
+def _listed(places: collections.Counter[str]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in places.most_common())
+
+
+# --- in this process
+
+
+def _state(seed: int, mesh: Any) -> tuple[GenerativeModel, Any]:
+    model = CVAE(latent_dim=2, net=MLP(hidden=(16,))).make(SPEC)
+    return model, parallel.compile_init(model.init, mesh)(jax.random.key(seed))
+
+
+def _same(one: Any, other: Any) -> bool:
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+def _flip(draw: random.Random, path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+def _truncate(draw: random.Random, path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: draw.randrange(len(content))])
+
+
+def _delete(draw: random.Random, path: Path) -> None:
+    path.unlink()
+
+
+def _swap(draw: random.Random, path: Path) -> None:
+    """The other step's file in its place, as where two were copied to one name."""
+    other = path.parents[len(path.parts) - path.parts.index("20") - 1] / "10"
+    kind = [p for p in other.rglob("*") if p.is_file() and p.stat().st_size]
+    path.write_bytes(draw.choice(kind).read_bytes() + b" ")
+
+
+def _half_copied(draw: random.Random, path: Path) -> None:
+    folder = path.parents[len(path.parts) - path.parts.index("20") - 2]
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    for one in files[draw.randrange(len(files)) :]:
+        one.unlink()
+
+
+def _emptied(draw: random.Random, path: Path) -> None:
+    folder = path.parents[len(path.parts) - path.parts.index("20") - 2]
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def damaged(count: int, seed: int) -> Counted:
+    """Bits, files and folders of the newest of two checkpoints."""
+    draw, survived = random.Random(seed), 0
+    kinds: list[Callable[[random.Random, Path], None]] = [
+        _flip, _flip, _flip, _truncate, _delete, _swap, _half_copied, _emptied,
+    ]  # fmt: skip
+    tried: collections.Counter[str] = collections.Counter()
+    named = 0
+    mesh = make_mesh(Mesh(data=2))
+    with tempfile.TemporaryDirectory() as name:
+        saved, copy = Path(name) / "saved", Path(name) / "copy"
+        model, ten = _state(10, mesh)
+        checkpoint.save(saved, 10, ten)
+        checkpoint.save(saved, 20, _state(20, mesh)[1])
+        template = layouts.abstract(model.init, mesh)
+        for i in range(count):
+            shutil.copytree(saved, copy)
+            kind = kinds[i % len(kinds)]
+            files = sorted(p for p in (copy / "20").rglob("*") if p.is_file())
+            files = [p for p in files if p.stat().st_size] + [copy / "20.json"] * (kind is _flip)
+            path = draw.choice(files)
+            kind(draw, path)
+            tried[kind.__name__.strip("_").replace("_", " ")] += 1
+            words = " ".join(checkpoint.faults(copy, 20))
+            told_file = path.name in words
+            named += "array " in " ".join(checkpoint.array_faults(copy, 20))
+            found = checkpoint.restore(copy, template, owner=True)
+            fell_back = found is not None and found[1] == 10 and _same(found[0], ten)
+            aside = (copy / "damaged" / "20" / "reason.json").is_file()
+            survived += bool(words) and told_file and fell_back and aside
+            shutil.rmtree(copy)
+    remark = f"{_listed(tried)}; an array was hit, and named, in {named}"
+    return Counted(survived, count, remark)
+
+
+def moved(count: int, seed: int) -> Counted:
+    """8 to 4 to 1 to 8 devices, copied and split, saved and restored on the way: one digest."""
+    survived = 0
+    ways = [[{"data": 8}, {"data": 4}, {"data": 1}, {"data": 8}],
+            [{"fsdp": 8}, {"fsdp": 4}, {"data": 1}, {"fsdp": 8}],
+            [{"data": 2, "fsdp": 4}, {"data": 4}, {"fsdp": 2}, {"data": 4, "fsdp": 2}]]  # fmt: skip
+    for i in range(count):
+        meshes = [make_mesh(Mesh(min_split=1, **one)) for one in ways[i % len(ways)]]
+        model, state = _state(seed + i, meshes[0])
+        wanted, start, good = digests.arrays(state), jax.device_get(state), True
+        with tempfile.TemporaryDirectory() as name:
+            for step, mesh in enumerate(meshes[1:], start=1):
+                checkpoint.save(Path(name), step, state)
+                found = checkpoint.restore(Path(name), layouts.abstract(model.init, mesh))
+                good = good and found is not None and found[1] == step
+                if found:
+                    state = found[0]
+                good = good and digests.arrays(state) == wanted and _same(state, start)
+        survived += good
+    return Counted(survived, count, "copied, fully sharded and both, in turn")
+
+
+SICK = Train(num_steps=24, batch_size=8, steps_per_call=4, evaluate_every=24, sample_every=24,
+             checkpoint_every=4, patience=3)  # fmt: skip
+
+
+def _regression(kind: str, sick: range) -> GenerativeModel:
+    """A linear regression; `kind` says where a NaN comes in, in updates of that range."""
+
+    def step(state: Any, batch: Any, key: jax.Array) -> Any:
+        number = batch["number"][0]
+        bad = (number >= sick.start) & (number < sick.stop)
+        row = jnp.where(jnp.arange(8) == 5, jnp.nan, 1.0)  # of one example, so on one device
+        x = batch["x"] * jnp.where(bad & (kind == "batch"), row, 1.0)[:, None]
+        y = batch["y"] + 0.1 * jax.random.normal(key)
+        value, grad = jax.value_and_grad(lambda w: jnp.mean((x @ w - y) ** 2))(state["w"])
+        grad = jnp.where(bad & (kind == "gradient"), jnp.nan, grad)
+        w = state["w"] - 0.1 * grad
+        w = jnp.where((number == sick.start - 1) & (kind == "weight"), w.at[0].set(jnp.nan), w)
+        norm = jnp.sqrt(jnp.sum(grad**2))
+        return {"w": w, "n": state["n"] + 1}, {"loss": value, "grad_norm": norm}
+
+    return GenerativeModel(
+        init=lambda key: {"w": jnp.zeros(3), "n": jnp.zeros((), jnp.int32)},
+        step=step,
+        weights=lambda state: state,
+        sample=lambda weights, key, cond: cond,
+        score=lambda weights, batch, key: {},
+    )
+
+
+def _numbered(start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    for i in range(start, stop):
+        generator = np.random.Generator(np.random.PCG64([7, i]))
+        x = generator.normal(size=(8, 3)).astype(np.float32)
+        y = (x @ np.array([1.0, -2.0, 0.5], np.float32)).astype(np.float32)
+        yield {"x": x, "y": y, "number": np.full(8, i, np.int32)}
+
+
+def sick(count: int, seed: int) -> Counted:
+    """NaN in one example, in a gradient or in a weight, for one update or for a row of them."""
+    draw, survived = random.Random(seed), 0
+    kinds: collections.Counter[str] = collections.Counter()
+    mesh, key = make_mesh(Mesh(data=2)), jax.random.key(seed)
+    for i in range(count):
+        kind = ("batch", "gradient", "weight")[i % 3]
+        long = kind == "weight" or bool(i % 2)
+        first = draw.randrange(9, 13)
+        bad = range(first, first + (3 if long else 1))
+        kinds[f"{kind}, {'a row' if long else 'once'}"] += 1
+        lines: dict[int, dict[str, float]] = {}
+        with tempfile.TemporaryDirectory() as name:
+            state = fit(_regression(kind, bad), _numbered, SICK, key=key, mesh=mesh,
+                        checkpoints=Path(name), log=lines.__setitem__)  # fmt: skip
+        back = first - first % 4 if kind != "weight" or first % 4 else first - 4
+        row_end = -(-(first + 3) // 4) * 4
+        seen = [n for n in range(24) if not (back <= n < row_end if long else n in bad)]
+        wanted = _without(mesh, key, seen)
+        call = (first // 4 + 1) * 4
+        noticed = lines[call].get("left_out", 0) >= 1
+        survived += noticed and _same(state, wanted)
+    return Counted(survived, count, _listed(kinds))
+
+
+def _without(mesh: Any, key: jax.Array, seen: list[int]) -> Any:
+    """The state of a run whose batches are those alone."""
+    model = _regression("none", range(0))
+    template = layouts.abstract(model.init, mesh)
+    program = parallel.compile_steps(model.step, mesh, template)
+    init_key, step_key = jax.random.split(key)
+    state = parallel.compile_init(model.init, mesh)(init_key)
+    batches = list(_numbered(0, 24))
+    for number in seen:
+        stack = {name: np.stack([array]) for name, array in batches[number].items()}
+        state, _ = program(state, layouts.split_rows(stack, mesh, axis=1), step_key, number)
+    return state
+
+
+def refused_by_the_disk(count: int, seed: int) -> Counted | None:
+    """A full disk, or one that can be read alone, half of the times each; None without mounts."""
+    if os.geteuid() or not shutil.which("mount"):
+        return None
+    survived, mesh = 0, make_mesh(Mesh(data=2))
+    model = CVAE(latent_dim=2, net=MLP(hidden=(64,))).make(SPEC)
+    init = parallel.compile_init(model.init, mesh)
+    states = [init(jax.random.key(seed + i)) for i in range(2)]
+    template = layouts.abstract(model.init, mesh)
+    with tempfile.TemporaryDirectory() as name:
+        for i in range(count):
+            if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", name]).returncode:
+                return None
+            try:
+                folder = Path(name) / "checkpoints"
+                checkpoint.save(folder, 10, states[0])
+                if i % 2:
+                    subprocess.run(["mount", "-o", "remount,ro", name], check=True)
+                else:
+                    free = shutil.disk_usage(name).free
+                    rest = random.Random(seed + i).randrange(30_000)
+                    (Path(name) / "filler").write_bytes(b"x" * max(free - rest, 0))
+                try:
+                    checkpoint.save(folder, 20, states[1])
+                    clear = False
+                except UserError as error:
+                    clear = "cannot be written" in str(error) and "update 10 is still" in str(error)
+                found = checkpoint.restore(folder, template)
+                survived += clear and found is not None and _same(found[0], states[0])
+            finally:
+                subprocess.run(["umount", name], check=True)
+    return Counted(survived, count, f"full {-(-count // 2)}, read-only {count // 2}")
+
+
+# --- what it costs
+
+
+def _vae(updates: int, guard: parallel.Guard | None) -> Callable[[], Any]:
+    """Updates of the MNIST VAE; each call goes on from the one before, and gives the state."""
+    config = load(ROOT / "experiments" / "mnist_vae.py").model
+    spec = {"image": jax.ShapeDtypeStruct((28, 28, 1), np.uint8), "label": LabelSpec(10)}
+    model, mesh = config.make(spec), make_mesh(Mesh(data=2))
+    template = layouts.abstract(model.init, mesh)
+    program = parallel.compile_steps(model.step, mesh, template, 1, guard)
+    generator = np.random.default_rng(0)
+    stack = {
+        "image": generator.integers(0, 256, (updates, 128, 28, 28, 1)).astype(np.uint8),
+        "label": np.zeros((updates, 128), np.int32),
+    }
+    fed = layouts.split_rows(stack, mesh, axis=1)
+    held = [parallel.compile_init(model.init, mesh)(jax.random.key(0))]
+
+    def call() -> Any:
+        held[0], metrics = program(held[0], fed, jax.random.key(1), 0)
+        jax.block_until_ready((held[0], metrics))
+        return held[0]
+
+    return call
+
+
+class Saving(NamedTuple):
+    """Seconds, a value a round: of an update, of a save, and of the digests that it takes."""
+
+    update: list[float]
+    save: list[float]
+    digests: list[float]
+
+
+def cost_of_saving(rounds: int, updates: int = 20) -> Saving:
+    """Updates and saves of the MNIST VAE in turn; a first round compiles."""
+    call, found = _vae(updates, parallel.Guard()), Saving([], [], [])
+    with tempfile.TemporaryDirectory() as name:
+        for i in range(rounds + 1):
+            began = time.perf_counter()
+            state = call()
+            trained = time.perf_counter()
+            digests.arrays(state)
+            summed = time.perf_counter()
+            checkpoint.save(Path(name), i, state)
+            saved = time.perf_counter()
+            if i:
+                found.update.append((trained - began) / updates)
+                found.digests.append(summed - trained)
+                found.save.append(saved - summed)
+    return found
+
+
+def cost_of_the_guard(pairs: int, updates: int = 20) -> list[float]:
+    """Updates that may be left out, over updates that may not: a ratio a pair, interleaved."""
+    sides, ratios = [_vae(updates, parallel.Guard()), _vae(updates, None)], []
+    for i in range(pairs + 1):
+        seconds = [0.0, 0.0]
+        for which in (0, 1) if i % 2 else (1, 0):
+            began = time.perf_counter()
+            sides[which]()
+            seconds[which] = time.perf_counter() - began
+        if i:
+            ratios.append(seconds[0] / seconds[1])
+    return ratios
