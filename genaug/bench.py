@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from genaug import layouts, parallel, runs
+from genaug.bundle import load_sampler
 from genaug.devices import Mesh, make_mesh
-from genaug.export import conditions_from_json, load_sampler
 from genaug.files import write_json
 from genaug.table import aligned
 from genaug.types import CondField, LabelSpec, Spec, UserError
@@ -155,12 +155,11 @@ def of_model(name: str, model: Any, weights: Any, spec: Spec, began: float) -> S
 def of_bundle(directory: Path) -> Subject:
     """A sampler bundle, called as any program that has only JAX would."""
     began = time.perf_counter()
-    bundle = load_sampler(directory)
-    reads = conditions_from_json(bundle.description["conditions"])
-    key = jax.random.key(0)
+    sampler = load_sampler(directory)
+    reads, key = sampler.reads, jax.random.key(0)
 
     def draws(size: int) -> tuple[Draw, int]:
-        return lambda first: bundle(key, cond_of(reads, first, size)), 1
+        return lambda first: sampler(key, cond_of(reads, first, size)), 1
 
     unit = "tokens" if "prompt" in reads else "samples"
     return Subject(name=str(directory), unit=unit, load_s=time.perf_counter() - began, draws=draws)

@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from genaug.data.synthetic import SyntheticSource
@@ -118,13 +120,25 @@ def read_files(directory: Path) -> dict[str, bytes]:
 
 
 def describe(directory: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """bundle.json of files that `read_files` read."""
-    description = json.loads(files["bundle.json"])
-    if description.get("format") != FORMAT:
+    """bundle.json of files that `read_files` read. DataError if it is not what genaug writes."""
+    try:
+        description = json.loads(files["bundle.json"])
+        form = description["format"]
+        if form == FORMAT:
+            spec_from_json(description["spec"])
+            conditions_from_json(description["conditions"])
+            known = {"jax": str, "calling_convention": int, "platforms": list, "genaug": str}
+            sound = all(isinstance(description[name], kind) for name, kind in known.items())
+            sound = sound and all(isinstance(name, str) for name in description["platforms"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        form, sound = FORMAT, False
+    if form != FORMAT:
         raise DataError(
-            f"{directory} has format {description.get('format')!r} and this genaug reads {FORMAT}: "
-            "install the genaug that wrote it."
+            f"{directory} has format {form!r} and this genaug reads {FORMAT}: install the genaug "
+            "that wrote it."
         )
+    if not sound:
+        raise DataError(f"{directory / 'bundle.json'} is damaged: export the bundle again.")
     return description
 
 
@@ -160,8 +174,17 @@ def load_sampler(directory: str | Path, mesh: Any = None) -> Bundle:
         raise DataError(
             f"{made}, and jax {jax.__version__} cannot read it ({str(error)[:100]}): {again}"
         ) from error
-    weights = load_safetensors(files["weights.safetensors"])
-    return Bundle(on_all(weights, mesh), _Program(exported, description), mesh)
+    weights = read_weights(directory, files)
+    return Bundle(on_all(weights, mesh), _Program(exported, description, mesh))
+
+
+def read_weights(directory: Path, files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
+    """The weights of files that `read_files` read, by name. DataError if they cannot be."""
+    try:
+        return load_safetensors(files["weights.safetensors"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        path = directory / "weights.safetensors"
+        raise DataError(f"{path} cannot be read ({error}): export the bundle again.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +193,12 @@ class _Program:
 
     exported: jax.export.Exported
     description: Mapping[str, Any]
+    mesh: Any
+
+    @cached_property
+    def call(self) -> Callable[..., dict[str, Any]]:
+        """(weights, key data, conditions) to rows; compiled once for every number of rows."""
+        return jax.jit(_vmappable(over_rows(self.exported.call, self.mesh)))
 
 
 @jax.tree_util.register_dataclass
@@ -184,7 +213,6 @@ class Bundle:
 
     weights: dict[str, jax.Array]
     program: _Program = field(metadata={"static": True})
-    mesh: Any = field(default=None, metadata={"static": True})
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -216,19 +244,17 @@ class Bundle:
             return jnp.full((rows, *field.spec.shape), field.default, field.spec.dtype)
 
         full = {name: column(name, field) for name, field in read.items()}
-        return _vmappable(over_rows(self.program.exported.call, self.mesh))(
-            self.weights, _key_data(key_or_seed), full
-        )
+        return self.program.call(self.weights, _key_data(key_or_seed), full)
 
     def blocks(self, block_size: int = 256) -> Sampler:
         """The same sampler for any number of rows, in NumPy, drawn in blocks of one size."""
 
         def draw(weights: Any, key: jax.Array, rows: Any) -> dict[str, Any]:
-            return Bundle(weights, self.program, self.mesh)(key, rows)
+            return Bundle(weights, self.program)(key, rows)
 
-        size = self.mesh.size if self.mesh else 1
+        size = self.program.mesh.size if self.program.mesh else 1
         block_size = -(-block_size // size) * size
-        program = compile_over_rows(draw, self.mesh)
+        program = compile_over_rows(draw, self.program.mesh)
         return Sampler(program, self.weights, block_size, self.reads)
 
     def source(self, plan: int | Rows, seed: int = 0) -> SyntheticSource:

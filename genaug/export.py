@@ -13,7 +13,6 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 import genaug
@@ -158,7 +157,7 @@ def export_again(source: Path, out: Path) -> None:
     spec = bundle.spec_from_json(description["spec"])
     model = experiment.model.make(spec)
     shapes = jax.eval_shape(lambda key: model.weights(model.init(key)), jax.random.key(0))
-    found = load_safetensors(files["weights.safetensors"])
+    found = bundle.read_weights(source, files)
     expected = {name: leaf.shape for name, leaf in named(shapes).items()}
     if expected != {name: array.shape for name, array in found.items()}:
         raise DataError(

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
 
 from genaug import bundle, checkpoint, export
 from genaug.types import DataError, UserError
@@ -58,8 +56,8 @@ def bundle_faults(directory: Path) -> list[str]:
     try:
         files = bundle.read_files(directory)
         about = bundle.describe(directory, files)
-        found = export.digest(load_safetensors(files["weights.safetensors"]))
-    except (DataError, SafetensorError, ValueError) as error:
+        found = export.digest(bundle.read_weights(directory, files))
+    except DataError as error:
         return [str(error).removeprefix(f"{directory}/")]
     if found != about.get("weights_digest"):
         return ["the weights are not those that bundle.json names"]

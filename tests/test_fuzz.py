@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_run import tiny
 
-from genaug import checkpoint, export, logs, verify
+from genaug import bundle, checkpoint, logs, verify
 from genaug.config import experiment_from_json, to_json
 from genaug.data import Data
 from genaug.data.arrays import read_npz
@@ -195,20 +195,28 @@ def test_metrics(folder, content):
 @FUZZ
 @given(st.data())
 def test_bundles(folder, data):
-    """No program in a changed bundle is looked into: the files' digests are read first."""
+    """Also where the digests were made to agree with what was changed."""
     about = {
-        "files": dict.fromkeys(export.FILES, "0" * 64),
+        "format": 1,
+        "genaug": "0",
+        "jax": "0",
+        "calling_convention": 10,
+        "platforms": ["cpu"],
         "weights_digest": "0" * 64,
+        "spec": {"image": {"shape": [2, 2, 1], "dtype": "uint8"}},
         "conditions": {"index": {"shape": [], "dtype": "int32"}},
     }
-    bundle = folder / "export"
-    bundle.mkdir(exist_ok=True)
-    for name in export.FILES:
-        (bundle / name).write_bytes(data.draw(st.binary(max_size=64)))
+    directory = folder / "export"
+    directory.mkdir(exist_ok=True)
+    files = {name: data.draw(st.binary(max_size=64)) for name in bundle.FILES}
     text = json.dumps(data.draw(mutated_json(about))).encode()
-    (bundle / "bundle.json").write_bytes(data.draw(st.just(text) | mutated(text)))
-    assert read_or_refused(export.load_sampler, bundle) is None
-    assert verify.bundle_faults(bundle)
+    files["bundle.json"] = data.draw(st.just(text) | mutated(text))
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    sums = bundle.sums(files)
+    (directory / bundle.SUMS).write_bytes(data.draw(st.just(sums) | mutated(sums)))
+    assert read_or_refused(bundle.load_sampler, directory) is None
+    assert verify.bundle_faults(directory)
 
 
 @FUZZ
