@@ -169,9 +169,13 @@ def read_mark(directory: Path, step: int) -> dict[str, Any] | None:
     """The mark of a step, or None if it is not as it was written."""
     try:
         mark = json.loads((directory / f"{step}.json").read_text(encoding="utf-8"))
-        sound = mark["step"] == step and isinstance(mark["files"], dict)
-        if "format" in mark:  # format 1 had no digest of its own
+        sound = mark["step"] == step and bool(mark["files"]) and isinstance(mark["files"], dict)
+        if "format" not in mark:  # format 1 had these alone, and no digest of its own
+            mark = {"step": step, "files": mark["files"]}
+        else:
             sound = sound and mark.pop("digest") == _digest(mark)
+            sound = sound and isinstance(mark["format"], int) and isinstance(mark["about"], dict)
+            sound = sound and all(isinstance(a["digest"], str) for a in mark["arrays"].values())
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return mark if sound else None
