@@ -55,8 +55,9 @@ def document(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"Ratio: a peer's time / genaug's, {results['rounds']} interleaved rounds in one process, "
-        "median (min to max); above 1, genaug is faster. Each peer does the same work: of a model, "
-        "a twin with the same weights and noise, whose results differ by at most what stands here "
+        "median (min to max); above 1, genaug is faster. Beside it the ratio of the fastest calls "
+        "of both, which other work on the machine disturbs least. Each peer does the same work: "
+        "of a model, a twin with the same weights and noise, whose results differ by at most what stands here "
         "(relative; of text, the share of other tokens). PyTorch has the faster of one thread and "
         "all, genaug in training of one device and one per core; of several forms of a peer the "
         "fastest counts."
@@ -77,12 +78,12 @@ def document(results: Mapping[str, Any]) -> Iterator[str]:
 
 def races(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A line for every arm of every race, those that were lost or not run among them."""
-    head = ("what", "peer", "peer / genaug (min to max)", "must", "held", "difference", "genaug/s",
-            "peer/s", "remarks")  # fmt: skip
+    head = ("what", "peer", "peer / genaug (min to max)", "of the fastest", "must", "held",
+            "difference", "genaug/s", "peer/s", "remarks")  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for record in records:
         if "failed" in record:
-            rows.append((record["title"], "", "", "", "**no**", "", "", "", record["failed"]))
+            rows.append((record["title"], *[""] * 4, "**no**", *[""] * 3, record["failed"]))
             continue
         own = record["work"] / statistics.median(record["arms"][race.OURS]["seconds"])
         for name, arm in record["arms"].items():
@@ -95,7 +96,7 @@ def races(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             difference = f"{arm['difference']:.0e}" if "difference" in arm else ""
             unit = f"{rate(own)} {record['unit']}"
             if "failed" in arm:
-                rows.append((record["title"], name, "", wanted, "", difference, unit, "",
+                rows.append((record["title"], name, "", "", wanted, "", difference, unit, "",
                              f"not measured: {arm['failed']}"))  # fmt: skip
                 continue
             ratios = race.ratios(record, name)
@@ -107,6 +108,7 @@ def races(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                     record["title"],
                     name,
                     f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                    f"{min(arm['seconds']) / min(record['arms'][race.OURS]['seconds']):.2f}",
                     wanted,
                     held,
                     difference,
