@@ -58,9 +58,9 @@ def document(results: Mapping[str, Any]) -> Iterator[str]:
         "median (min to max); above 1, genaug is faster. Beside it the ratio of the fastest calls "
         "of both, which other work on the machine disturbs least. Each peer does the same work: "
         "of a model, a twin with the same weights and noise, whose results differ by at most what "
-        "stands here (relative; of text, the share of other tokens). PyTorch has the faster of one thread and "
-        "all, genaug in training of one device and one per core; of several forms of a peer the "
-        "fastest counts."
+        "stands here (relative; of text, the share of other tokens). PyTorch has the faster of one "
+        "thread and all, genaug in training of one device and one per core; of several forms of a "
+        "peer the fastest counts."
     )
     yield ""
     for part, title in TITLES.items():
