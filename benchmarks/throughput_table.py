@@ -147,7 +147,8 @@ def against_limits(
     yield (
         "Operations are those of matrix products and convolutions as genaug computes them (a "
         "multiply-add is two), bytes those that its compiled program says it moves, caches or not: "
-        "an upper bound, which may exceed what memory gives."
+        "an upper bound, which may exceed what memory gives. The limits are the best of two moments, "
+        "before the races and after: a share above 100 % says that other work had the machine then."
     )
     yield ""
 
@@ -174,6 +175,8 @@ def _rest(results: Mapping[str, Any]) -> Iterator[str]:
                 )
             )
         yield from table(head, rows)
+        yield "Memory is all that the process holds, with what the races left in it."
+        yield ""
     if found := results.get("inputs"):
         yield "## The input pipeline, batches of 64 from ArrayRecord"
         yield ""
