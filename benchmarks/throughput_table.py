@@ -147,8 +147,9 @@ def against_limits(
     yield (
         "Operations are those of matrix products and convolutions as genaug computes them (a "
         "multiply-add is two), bytes those that its compiled program says it moves, caches or not: "
-        "an upper bound, which may exceed what memory gives. The limits are the best of two moments, "
-        "before the races and after: a share above 100 % says that other work had the machine then."
+        "an upper bound, which may exceed what memory gives. The limits are the best of two "
+        "moments, before the races and after: a share above 100 % says that other work had the "
+        "machine then."
     )
     yield ""
 
