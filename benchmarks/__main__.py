@@ -40,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--note", default="", help="a sentence for the table, of this run")
     made.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"),
                       help="two runs that were kept: which ratios changed")  # fmt: skip
+    made.add_argument("--table", type=Path, metavar="A",
+                      help="the table of a run that was kept; nothing is run")  # fmt: skip
     return made
 
 
@@ -111,14 +113,18 @@ def main() -> None:
         if options.compare:
             print("\n".join(history.compare(*map(history.read, options.compare))))
             return
-        use_cpu_cores_as_devices()
-        results = measured(options, lambda line: print(line, flush=True))
+        if options.table:
+            results = history.read(options.table)
+        else:
+            use_cpu_cores_as_devices()
+            results = measured(options, lambda line: print(line, flush=True))
+            print(f"kept: {history.write(options.history, results)}")
     except UserError as error:
         made.error(str(error))
     from benchmarks.throughput_table import document
 
     text = "\n".join(document(results)).rstrip() + "\n"
-    print(f"\n{text}\nkept: {history.write(options.history, results)}")
+    print(f"\n{text}")
     if options.write:
         RESULTS.write_text(text, encoding="utf-8")
 

@@ -70,9 +70,10 @@ def _opcodes(instruction: Instruction, program: Mapping[str, Computation]) -> se
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """An update of a model: shares add up to 1, or are empty where nothing was traced.
+    """An update of a model.
 
-    bytes, seconds: of every kind of operation, an update on one device.
+    bytes, seconds: of every kind of operation, an update on one device; no seconds where the trace
+                    names no instructions.
     step_s:         an update's time by the clock, not traced.
     flops:          of an update, over all devices.
     """
@@ -93,9 +94,8 @@ def traced_seconds(folder: Path, kinds: Mapping[str, str]) -> dict[str, float]:
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             for line in plane.lines:
                 for event in line.events:
-                    # On a CPU an event names its instruction; accelerators have a line of them.
-                    named = dict(event.stats).get("hlo_op") or event.name
-                    if (kind := kinds.get(str(named))) and str(named) == event.name:
+                    # What is not of an instruction (Python's calls, the runtime's) names none.
+                    if kind := kinds.get(str(dict(event.stats).get("hlo_op"))):
                         found[kind] += event.duration_ns / 1e9
     return dict(found)
 

@@ -100,14 +100,14 @@ def test_the_table_has_every_arm_and_judges_the_best_of_a_peer():
     found = raced()[0]
     head, rule, *rows, last = tables.races([found])
     assert last == ""
-    assert {len(cells(line)) for line in (head, rule, *rows)} == {9}
+    assert {len(cells(line)) for line in (head, rule, *rows)} == {10}
     slow, fast, wrong, broken = map(cells, rows)
-    assert slow[1:5] == ["peer, slow", "4.00 (3.00 to 6.00)", "", ""]
-    assert fast[1:5] == ["peer, fast", "2.00 (1.50 to 3.00)", "2", "yes"]
-    assert fast[6:] == ["3.33 examples", "1.67", "said"]
-    assert wrong[5] == "2e-04"
-    assert wrong[8].startswith("not measured: differs")
-    assert broken[8] == "not measured: RuntimeError: no / compiler"
+    assert slow[1:6] == ["peer, slow", "4.00 (3.00 to 6.00)", "6.00", "", ""]
+    assert fast[1:6] == ["peer, fast", "2.00 (1.50 to 3.00)", "3.00", "2", "yes"]
+    assert fast[7:] == ["3.33 examples", "1.67", "said"]
+    assert wrong[6] == "2e-04"
+    assert wrong[9].startswith("not measured: differs")
+    assert broken[9] == "not measured: RuntimeError: no / compiler"
     assert tables.short_of(found) == []
     assert tables.short_of({**found, "must": {"peer": 2.5}}) == ["peer"]
 
