@@ -179,45 +179,51 @@ def _same(one: Any, other: Any) -> bool:
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
-def _flip(draw: random.Random, path: Path) -> None:
+def _flip(draw: random.Random, step: Path, path: Path) -> list[Path]:
     content = bytearray(path.read_bytes())
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     path.write_bytes(bytes(content))
+    return [path]
 
 
-def _truncate(draw: random.Random, path: Path) -> None:
+def _truncate(draw: random.Random, step: Path, path: Path) -> list[Path]:
     content = path.read_bytes()
     path.write_bytes(content[: draw.randrange(len(content))])
+    return [path]
 
 
-def _delete(draw: random.Random, path: Path) -> None:
+def _delete(draw: random.Random, step: Path, path: Path) -> list[Path]:
     path.unlink()
+    return [path]
 
 
-def _swap(draw: random.Random, path: Path) -> None:
-    """The other step's file in its place, as where two were copied to one name."""
-    other = path.parents[len(path.parts) - path.parts.index("20") - 1] / "10"
-    kind = [p for p in other.rglob("*") if p.is_file() and p.stat().st_size]
-    path.write_bytes(draw.choice(kind).read_bytes() + b" ")
+def _swap(draw: random.Random, step: Path, path: Path) -> list[Path]:
+    """Any file of the other step in its place, as where two were copied to one name."""
+    others = [p for p in step.with_name("10").rglob("*") if p.is_file()]
+    different = [p for p in others if p.read_bytes() != path.read_bytes()]
+    path.write_bytes(draw.choice(different).read_bytes())
+    return [path]
 
 
-def _half_copied(draw: random.Random, path: Path) -> None:
-    folder = path.parents[len(path.parts) - path.parts.index("20") - 2]
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    for one in files[draw.randrange(len(files)) :]:
+def _half_copied(draw: random.Random, step: Path, path: Path) -> list[Path]:
+    files = sorted(p for p in step.rglob("*") if p.is_file())
+    lost = files[draw.randrange(len(files)) :]
+    for one in lost:
         one.unlink()
+    return lost
 
 
-def _emptied(draw: random.Random, path: Path) -> None:
-    folder = path.parents[len(path.parts) - path.parts.index("20") - 2]
-    shutil.rmtree(folder)
-    folder.mkdir()
+def _emptied(draw: random.Random, step: Path, path: Path) -> list[Path]:
+    lost = [p for p in step.rglob("*") if p.is_file()]
+    shutil.rmtree(step)
+    step.mkdir()
+    return lost
 
 
 def damaged(count: int, seed: int) -> Counted:
     """Bits, files and folders of the newest of two checkpoints."""
     draw, survived = random.Random(seed), 0
-    kinds: list[Callable[[random.Random, Path], None]] = [
+    kinds: list[Callable[[random.Random, Path, Path], list[Path]]] = [
         _flip, _flip, _flip, _truncate, _delete, _swap, _half_copied, _emptied,
     ]  # fmt: skip
     tried: collections.Counter[str] = collections.Counter()
@@ -234,16 +240,15 @@ def damaged(count: int, seed: int) -> Counted:
             kind = kinds[i % len(kinds)]
             files = sorted(p for p in (copy / "20").rglob("*") if p.is_file())
             files = [p for p in files if p.stat().st_size] + [copy / "20.json"] * (kind is _flip)
-            path = draw.choice(files)
-            kind(draw, path)
+            hit = kind(draw, copy / "20", draw.choice(files))
             tried[kind.__name__.strip("_").replace("_", " ")] += 1
             words = " ".join(checkpoint.faults(copy, 20))
-            told_file = path.name in words
+            named_all = all(one.name in words for one in hit)
             named += "array " in " ".join(checkpoint.array_faults(copy, 20))
             found = checkpoint.restore(copy, template, owner=True)
             fell_back = found is not None and found[1] == 10 and _same(found[0], ten)
             aside = (copy / "damaged" / "20" / "reason.json").is_file()
-            survived += bool(words) and told_file and fell_back and aside
+            survived += bool(words) and named_all and fell_back and aside
             shutil.rmtree(copy)
     remark = f"{_listed(tried)}; an array was hit, and named, in {named}"
     return Counted(survived, count, remark)
