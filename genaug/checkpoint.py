@@ -169,7 +169,9 @@ def read_mark(directory: Path, step: int) -> dict[str, Any] | None:
     """The mark of a step, or None if it is not as it was written."""
     try:
         mark = json.loads((directory / f"{step}.json").read_text(encoding="utf-8"))
-        sound = mark["step"] == step and isinstance(mark["files"], dict)
+        parts = (mark["files"], mark.get("arrays", {}), mark.get("about", {}))
+        sound = mark["step"] == step and all(isinstance(part, dict) for part in parts)
+        sound = sound and bool(parts[0]) and isinstance(mark.get("format", 1), int)
         if "format" in mark:  # format 1 had no digest of its own
             sound = sound and mark.pop("digest") == _digest(mark)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
