@@ -132,13 +132,13 @@ class GPT(nn.Module):
         return (values * counts).sum(), counts.sum()
 
 
-def copied(twin: GPT, params: Any, num_heads: int) -> None:
+def copied(twin: GPT, params: Any) -> None:
     """Give the twin genaug's parameters, whose qkv has each head's three together."""
     found = {name: np.array(leaf) for name, leaf in named(params).items()}
     state = {}
     for name, leaf in found.items():
         if name.endswith("qkv.kernel"):
-            by_head = leaf.reshape(len(leaf), num_heads, 3, -1)
+            by_head = leaf.reshape(len(leaf), twin.layers[0].num_heads, 3, -1)
             leaf = by_head.swapaxes(1, 2).reshape(leaf.shape)
         path = name.replace("layer_", "layers.").removesuffix(".embedding")
         path = path.removesuffix(".kernel").removesuffix(".scale")
@@ -201,7 +201,7 @@ def one_seed(seed: int, num_steps: int) -> tuple[float, float, float, float]:
         return bits(float(score(model.weights(state), jax.random.key(0), held)["nll"].sum()), held)
 
     start = parallel.compile_init(model.init, mesh)(jax.random.key(seed))
-    copied(twin, start.variables["params"], config.num_heads)
+    copied(twin, start.variables["params"])
     np.testing.assert_allclose(twin_bits(twin, held), genaug_bits(start), rtol=1e-5)
     twin.load_state_dict(own)
 

@@ -123,10 +123,9 @@ def decoder(params: Any, num_heads: int, rows: int, length: int) -> Callable[[An
     own: dict[str, Any] = {"norm": params["norm"]}
     for i in range(count):
         layer = params[f"layer_{i}"]
-        parts = jnp.split(layer["qkv"]["kernel"], 3, axis=1)
+        by_head = layer["qkv"]["kernel"].reshape(dim, num_heads, 3, -1)
         own[f"attention_{i}"] = {
-            **{n: {"kernel": p.reshape(split)} for n, p in zip(("query", "key", "value"), parts,
-                                                               strict=True)},
+            **{n: {"kernel": by_head[:, :, j]} for j, n in enumerate(("query", "key", "value"))},
             "out": {"kernel": layer["out"]["kernel"].reshape(*split[1:], dim)},
         }  # fmt: skip
         for name in ("attention_norm", "mlp_norm", "mlp_in", "mlp_out"):
