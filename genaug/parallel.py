@@ -347,7 +347,8 @@ def compile_over_rows(
     if mesh is None:
         return jax.jit(function)
     whole, split = _foreign(mesh)
-    return jax.jit(function, in_shardings=(whole, whole, split))
+    program = jax.jit(function)
+    return lambda weights, key, rows: program(weights, *jax.device_put((key, rows), (whole, split)))
 
 
 def on_all(tree: Any, mesh: jax.sharding.Mesh | None) -> Any:
