@@ -85,24 +85,24 @@ def text(file, capsys):
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A folder of commands that are found first, and `calls()`: what they were told."""
-    folder, log = tmp_path / "bin", tmp_path / "calls"
+    folder, told = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
+    told.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("CALLS", str(log))
+    monkeypatch.setenv("CALLS", str(told))
     monkeypatch.setenv("STATE", str(tmp_path))
     monkeypatch.setenv("PAUSE", "0.1")
     monkeypatch.chdir(tmp_path)
 
     def add(name, body):
         path = folder / name
-        path.write_text(
-            f'#!/usr/bin/env bash\n{{ printf "%q " {name} "$@"; echo; }} >>"$CALLS"\n{body}\n'
-        )
+        # A file a call, as two may come at once; their names are in order of time.
+        write = f'printf "%q " {name} "$@" >"$CALLS/$EPOCHREALTIME-$$"'
+        path.write_text(f"#!/usr/bin/env bash\n{write}\n{body}\n")
         path.chmod(0o755)
 
     def calls(name):
-        lines = log.read_text().splitlines() if log.exists() else []
-        words = [bash_words(line) for line in lines]
+        words = [bash_words(path.read_text()) for path in sorted(told.iterdir())]
         return [one[1:] for one in words if one[0] == name]
 
     machine.add, machine.calls = add, calls
@@ -580,6 +580,7 @@ def test_restarts_are_bounded(two, tmp_path, machine):
     done = run(two("--max-restarts", "2"), tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("launch: restart") == 2
+    assert done.stderr.count("ended with 1\n") >= 3, "a round is ended by its own process alone"
     assert "no restart is left" in done.stderr
 
 

@@ -143,6 +143,7 @@ start() { # a host's process; its exit code goes to a file too
 
 run_all() { # until all have ended, or one without success: then none is left; its code is returned
   local i code=0
+  pids=()
   rm -f "$codes"/*
   mkfifo "$codes/open"
   exec 3<>"$codes/open"
@@ -150,6 +151,7 @@ run_all() { # until all have ended, or one without success: then none is left; i
   rm "$codes/open"
   for i in "${!hosts[@]}"; do
     start "$i" <&4 3>&- 4<&- &
+    pids+=("$!")
   done
   for i in "${!hosts[@]}"; do
     wait -n || { code=$? && break; }
@@ -163,7 +165,7 @@ run_all() { # until all have ended, or one without success: then none is left; i
 
 stop_all() { # the hosts' input ends, also when this script does
   exec 3>&- 4<&-
-  wait
+  wait "${pids[@]}" # by name: of a plain `wait` the last one is left over for the next `wait -n`
 }
 
 codes=$(mktemp -d) && trap 'rm -rf "$codes"' EXIT
