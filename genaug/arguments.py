@@ -145,9 +145,9 @@ def _sample_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--n", type=int, default=100, help="how many samples (default 100)")
     sub.add_argument(
         "--format",
-        choices=("folder", "jsonl", "npz", "arrayrecord"),
-        help="PNGs in class folders, JSON lines, arrays, or a dataset for TFDS and --data.source "
-        "(default: by --out's ending, else folder or jsonl)",
+        choices=("folder", "wav", "jsonl", "npz", "arrayrecord"),
+        help="PNGs or sounds in class folders, JSON lines, arrays, or a dataset for TFDS and "
+        "--data.source (default: by --out's ending, else folder, wav or jsonl)",
     )
     sub.add_argument("--out", type=Path, help="a new folder or file (default: drawn, in the run)")
     sub.add_argument("--seed", type=int, default=0, help="another seed, other samples")

@@ -103,7 +103,8 @@ def write_bundle(
 def about_run(directory: Path) -> dict[str, Any]:
     """What a bundle says of the run that it comes from: config, data, and what was measured."""
     data = read_json(directory / "data.json")
-    kept = ("name", "licence", "origin", "fingerprint", "class_names", "counts", "tokenizer")
+    kept = ("name", "licence", "origin", "fingerprint", "class_names", "counts", "tokenizer",
+            "sound")  # fmt: skip
     about = {
         "config": read_json(directory / "config.json"),
         "data": {name: data[name] for name in kept if name in data},

@@ -14,13 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from genaug.data.config import Sound
+from genaug.data.sound_files import write_sound
 from genaug.data.store import Feature, write_examples
 from genaug.data.tokens import Tokenizer, show
 from genaug.files import replacing
 from genaug.logs import plain_lines
 from genaug.pictures import write_grid
 from genaug.sampling import Rows
+from genaug.transforms import sounds
 from genaug.types import Spec, UserError
+
+_SOUNDS_AT_ONCE = 64  # made of their pictures together, in memory
 
 Parts = Callable[[], Iterator[Rows]]
 """The parts in order, from the first, as often as asked: arrays of one part fit into memory."""
@@ -37,6 +42,7 @@ class About(NamedTuple):
     model: str  # the digest of the weights
     licence: str
     fingerprint: str  # of the data that the model was trained on
+    sound: Sound | None  # how images are sounds
 
     def texts(self, rows: Rows) -> list[str]:
         """Rows of tokens as texts."""
@@ -73,6 +79,28 @@ def write_folder(out: Path, parts: Parts, about: About) -> str:
                 picture.save(folder / f"{rows['index'][i]:06d}.png", pnginfo=text)
         write_grid(partial / "grid.png", first[0], columns=10)
     return f"{about.total} images in {out}, the first of them in {out / 'grid.png'}"
+
+
+def write_wav(out: Path, parts: Parts, about: About) -> str:
+    """A .wav file for every sound in its class's folder, with its provenance inside, and a grid."""
+    if about.sound is None:
+        raise UserError("--format wav is for sounds: this model was trained on none.")
+    folders = folder_names(about.class_names)
+    first: list[np.ndarray] = []
+    with _replacing_folder(out) as partial:
+        for rows in parts():
+            if not first:
+                first.append(rows["image"][:100])
+            for start in range(0, len(rows["image"]), _SOUNDS_AT_ONCE):
+                chosen = rows["image"][start : start + _SOUNDS_AT_ONCE]
+                for i, sound in enumerate(np.asarray(sounds.to_sound(chosen, about.sound)), start):
+                    folder = partial / (folders[rows["label"][i]] if "label" in rows else "sounds")
+                    folder.mkdir(exist_ok=True)
+                    path = folder / f"{rows['index'][i]:06d}.wav"
+                    told = _provenance(about, rows, i)
+                    write_sound(path, sound, about.sound.sample_rate, told)
+        write_grid(partial / "grid.png", first[0], columns=10)
+    return f"{about.total} sounds in {out}, pictures of the first in {out / 'grid.png'}"
 
 
 def write_jsonl(out: Path, parts: Parts, about: About) -> str:

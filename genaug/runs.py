@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -168,8 +169,15 @@ def describe_data(dataset: Dataset | TextDataset, splits: Splits) -> dict[str, A
         "spec": spec_to_json(dataset.spec),
         "class_names": list(dataset.class_names),
         "counts": {name: counts(rows) for name, rows in splits._asdict().items()},
-        **({"tokenizer": dataset.tokenizer.digest} if isinstance(dataset, TextDataset) else {}),
+        **_kind(dataset),
     }
+
+
+def _kind(dataset: Dataset | TextDataset) -> dict[str, Any]:
+    """How rows are to be read as texts, or images as sounds."""
+    if isinstance(dataset, TextDataset):
+        return {"tokenizer": dataset.tokenizer.digest}
+    return {"sound": dataclasses.asdict(dataset.sound)} if dataset.sound else {}
 
 
 def versions() -> dict[str, str]:

@@ -16,8 +16,10 @@ from rich.console import Console
 from genaug import bundle, export, layouts, outputs, processes, runs
 from genaug.config import nearest_name
 from genaug.data import Data
-from genaug.data.folder import decode
+from genaug.data.config import Sound
+from genaug.data.folder import SOUNDS, decode
 from genaug.data.raw import ONE_CLASS, shape_image
+from genaug.data.sound_files import picture
 from genaug.data.tokens import Bytes, Tokenizer, bpe
 from genaug.devices import own_mesh
 from genaug.drawing import Conditions, draw_parts, part_rows
@@ -28,13 +30,14 @@ from genaug.types import CondField, LabelSpec, Spec, TokenSpec, UserError
 
 WRITERS = {
     "folder": outputs.write_folder,
+    "wav": outputs.write_wav,
     "jsonl": outputs.write_jsonl,
     "npz": outputs.write_npz,
     "arrayrecord": outputs.write_arrayrecord,
 }
 
 
-WHOLE_FOLDERS = ("folder", "arrayrecord")
+WHOLE_FOLDERS = ("folder", "wav", "arrayrecord")
 
 
 class Opened(NamedTuple):
@@ -44,6 +47,7 @@ class Opened(NamedTuple):
     spec: Spec
     data: Mapping[str, Any]  # what is known of the data it was trained on
     tokenizer: Tokenizer | None
+    sound: Sound | None
     digest: str  # of the weights
 
 
@@ -89,6 +93,7 @@ def _open(source: Path) -> Opened:
         spec=run.spec,
         data=run.about_data,
         tokenizer=run.tokenizer,
+        sound=_sound(run.about_data),
         digest=export.digest(layouts.to_host(weights)),
     )
 
@@ -104,8 +109,13 @@ def _open_bundle(source: Path) -> Opened:
         spec=bundle.spec_from_json(description["spec"]),
         data=data,
         tokenizer=(bpe(trained.decode()) if trained else Bytes()) if texts else None,
+        sound=_sound(data),
         digest=description["weights_digest"],
     )
+
+
+def _sound(data: Mapping[str, Any]) -> Sound | None:
+    return Sound(**data["sound"]) if "sound" in data else None
 
 
 def _class_names(opened: Opened) -> tuple[str, ...]:
@@ -127,17 +137,19 @@ def _about(options: argparse.Namespace, opened: Opened) -> outputs.About:
         model=opened.digest,
         licence=opened.data.get("licence", "not stated"),
         fingerprint=opened.data.get("fingerprint", "not stated"),
+        sound=opened.sound,
     )
 
 
 def _form_and_place(options: argparse.Namespace, opened: Opened) -> tuple[str, Path]:
     """Which kind of files, and where; refused before anything is drawn."""
     by_ending = {".npz": "npz", ".jsonl": "jsonl"}
-    natural = "folder" if opened.tokenizer is None else "jsonl"
+    natural = "jsonl" if opened.tokenizer else "wav" if opened.sound else "folder"
     ending = options.out.suffix if options.out else ""
     form = options.format or by_ending.get(ending, natural)
-    if (opened.tokenizer is None) == (form == "jsonl") and form in ("folder", "jsonl"):
-        kind = "images" if opened.tokenizer is None else "texts"
+    theirs = {"jsonl": opened.tokenizer, "wav": opened.sound, "folder": opened.tokenizer is None}
+    if not theirs.get(form, True):
+        kind = "texts" if opened.tokenizer else "sounds" if opened.sound else "images"
         raise UserError(f"--format {form}: this model draws {kind}; use {natural}, arrayrecord or "
                         "npz.")  # fmt: skip
     out = options.out or options.run / f"drawn{'' if form in WHOLE_FOLDERS else '.' + form}"
@@ -226,7 +238,7 @@ def _value(
         padded[: len(ids)] = ids
         return {name: padded, f"{name}_length": np.asarray(len(ids), np.int32)}
     if spec.shape:
-        return {name: _read_image(Path(text), spec.shape)}
+        return {name: _read_image(Path(text), spec.shape, opened.sound)}
     try:
         value = np.asarray(float(text) if spec.dtype == np.float32 else int(text), spec.dtype)
     except (ValueError, OverflowError):
@@ -235,8 +247,10 @@ def _value(
     return {name: value}
 
 
-def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """An image file in the shape that a model was trained on."""
+def _read_image(path: Path, shape: tuple[int, ...], sound: Sound | None) -> np.ndarray:
+    """An image file, or a sound's picture, in the shape that a model was trained on."""
+    if sound and path.suffix.lower() in SOUNDS:
+        return picture(path, sound)[0]
     height, _, channels = shape
     image = shape_image(decode(path, 255), Data(image_size=height, channels=channels))
     if image.shape != shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sound:
+    """How .wav files become pictures of sounds (mel spectrograms), and pictures sounds again."""
+
+    sample_rate: int = 8000
+    """Samples a second; files of another rate are resampled."""
+    window: int = 256
+    """Samples of a moment."""
+    hop: int = 64
+    """Samples from one moment to the next; at most half the window."""
+    bands: int = 64
+    """Bands of pitch: the picture's height."""
+    frames: int = 64
+    """Moments: the picture's width. Longer sounds are cut there, shorter ones end in silence."""
+    range_db: float = 60.0
+    """Loudness below the loudest, in decibels, that is black."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Which examples, how they are read, and how they are split."""
 
     source: str = "mnist5k"
-    """mnist5k, digits, tfds:NAME, a folder of images or class folders, file.npz, prepared data."""
+    """mnist5k, digits, tfds:NAME, a folder of images or sounds (.wav), or of class folders of them,
+    file.npz, prepared data."""
     image_size: int | None = None
     """Side in pixels: shortest side scaled to it, centre cropped. None: all images must agree."""
     channels: int | None = None
@@ -40,6 +59,7 @@ class Data:
     """Training images left in each rare class."""
     class_count: int | None = None
     """Training images left in each other class. None: all."""
+    sound: Sound = field(default_factory=Sound)
     directory: str | None = None
     """Where prepared data lives. None: $GENAUG_DATA_DIR, else ~/.cache/genaug/data."""
 

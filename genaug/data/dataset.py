@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt64
 
-from genaug.data.config import Data
+from genaug.data.config import Data, Sound
 from genaug.data.raw import IN_MEMORY_BYTES
 from genaug.data.sources import check, open_builder, read
 from genaug.data.store import prepare
@@ -49,6 +49,7 @@ class Dataset:
     digests:     64 bits of each image's hash: equal images have equal digests.
     preset_test: where the source came with its own test split, which examples are in it.
     fingerprint: sha256 of the content; equal fingerprints are equal data.
+    sound:       how the images were made of sounds; None of images that are none.
     """
 
     source: Examples
@@ -62,6 +63,7 @@ class Dataset:
     origin: str
     fingerprint: str
     directory: Path
+    sound: Sound | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -144,6 +146,7 @@ def open_dataset(directory: Path) -> Dataset:
         origin=metadata.get("origin", str(directory)),
         fingerprint=metadata["fingerprint"],
         directory=directory,
+        sound=Sound(**metadata["sound"]) if "sound" in metadata else None,
     )
 
 

@@ -1,8 +1,9 @@
-"""A folder of class folders, or of images of one class, with an optional train/ and test/ level.
+"""A folder of class folders, or of files of one class, with an optional train/ and test/ level.
 
-How files become uint8: EXIF rotation is applied; palette, CMYK, YCbCr become RGB; bilevel becomes
-gray; 16-bit gray v becomes round(v / 257); 16-bit colour keeps its high byte (as Pillow reads it);
-transparency of any kind is composited on the background; of an animation the first frame counts.
+The files are images, or sounds (`genaug.data.sound_files`). How images become uint8: EXIF rotation
+is applied; palette, CMYK, YCbCr become RGB; bilevel becomes gray; 16-bit gray v becomes
+round(v / 257); 16-bit colour keeps its high byte (as Pillow reads it); transparency of any kind is
+composited on the background; of an animation the first frame counts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import struct
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,16 @@ from jaxtyping import UInt8
 
 from genaug.data.config import Data
 from genaug.data.raw import ONE_CLASS, Raw, composite, stack
+from genaug.data.sound_files import read_sounds
 from genaug.types import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+SOUNDS = (".wav",)
 _CLUTTER = {"thumbs.db", "desktop.ini"}
 
 
 def read_folder(root: Path, config: Data) -> Raw:
-    """All images below `root`, class by class in sorted order. Raises DataError naming the file."""
+    """All examples below `root`, by class in sorted order. Raises DataError naming the file."""
     parts = _parts(root)
     class_names = tuple(_classes(parts["train"]))
     refuse_lookalikes(class_names, parts["train"])
@@ -42,17 +45,21 @@ def read_folder(root: Path, config: Data) -> Raw:
                     f"class {name!r} is in {folder} but has no folder in {parts['train']}: "
                     "a class must have training images"
                 )
-            found = list(_images(path, root))
+            found = list(_files(path, root))
             if not found:
                 raise DataError(
-                    f"class {name!r} has no images: {path} holds no "
-                    f"{' '.join(SUFFIXES)} file; add some or remove the folder"
+                    f"class {name!r} has no images and no sounds: {path} holds no "
+                    f"{' '.join(IMAGES + SOUNDS)} file; add some or remove the folder"
                 )
             files += found
             labels += [class_names.index(name)] * len(found)
             tests += [part == "test"] * len(found)
     names = [str(path.relative_to(root)) for path in files]
-    images, ids = stack(names, lambda i: decode(files[i], config.background), config)
+    sound = config.sound if _are_sounds(files) else None
+    if sound:
+        images, ids = read_sounds(names, files, config)
+    else:
+        images, ids = stack(names, lambda i: decode(files[i], config.background), config)
     return Raw(
         name=root.resolve().name,
         images=images,
@@ -61,8 +68,20 @@ def read_folder(root: Path, config: Data) -> Raw:
         class_names=class_names,
         preset_test=np.asarray(tests)[ids] if "test" in parts else None,
         licence="not stated",
-        origin=f"image folder {root}",
+        origin=f"{'sound' if sound else 'image'} folder {root}",
+        sound=sound,
     )
+
+
+def _are_sounds(files: Sequence[Path]) -> bool:
+    """Whether the files are sounds rather than images. Raises DataError if they are both."""
+    of_sound = [path.suffix.lower() in SOUNDS for path in files]
+    if any(of_sound) and not all(of_sound):
+        one, other = files[of_sound.index(True)], files[of_sound.index(False)]
+        raise DataError(
+            f"there are sounds ({one}) and images ({other}) in one folder: move one kind out of it"
+        )
+    return all(of_sound)
 
 
 def decode(path: Path, background: int) -> UInt8[np.ndarray, "h w c"]:
@@ -125,10 +144,11 @@ def _classes(part: Path) -> dict[str, Path]:
     """The class folders by name; `part` itself where it holds none, but images."""
     if folders := subfolders_of(part, part):
         return {path.name: path for path in folders}
-    if any(path.suffix.lower() in SUFFIXES for path in part.iterdir()):
+    if any(path.suffix.lower() in IMAGES + SOUNDS for path in part.iterdir()):
         return {ONE_CLASS: part}
     raise DataError(
-        f"{part} holds no class folders and no images: put the images into one subfolder a class"
+        f"{part} holds no class folders, no images and no sounds: put the files into one subfolder "
+        "a class"
     )
 
 
@@ -140,8 +160,8 @@ def subfolders_of(parent: Path, root: Path) -> list[Path]:
     return found
 
 
-def _images(folder: Path, root: Path) -> Iterator[Path]:
-    """Image files at any depth, sorted. Clutter is passed over, other files logged."""
+def _files(folder: Path, root: Path) -> Iterator[Path]:
+    """Files of examples at any depth, sorted. Clutter is passed over, other files logged."""
     others = 0
     for parent, subfolders, names in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -150,12 +170,14 @@ def _images(folder: Path, root: Path) -> Iterator[Path]:
             refuse_escape(path, root)
             if name in subfolders or name.startswith(".") or name.lower() in _CLUTTER:
                 continue
-            if path.suffix.lower() in SUFFIXES:
+            if path.suffix.lower() in IMAGES + SOUNDS:
                 yield path
             else:
                 others += 1
     if others:
-        logging.warning("%s: %d files that are not images were passed over", folder, others)
+        logging.warning(
+            "%s: %d files that are neither images nor sounds were passed over", folder, others
+        )
 
 
 def refuse_escape(path: Path, root: Path) -> None:

@@ -97,7 +97,8 @@ def _prepared(root: Path) -> list[Entry]:
 
 def _forms() -> list[Entry]:
     forms = {
-        "FOLDER": "one subfolder a class, with train/ and test/ above them if you like",
+        "FOLDER": "images or sounds (.wav): one subfolder a class, with train/ and test/ above if "
+        "you like",
         "FILE.npz": "arrays image and label; test_image and test_label, class_names if you like",
         "tfds:NAME": "a TFDS dataset prepared as array_record, or downloaded where that works",
         "DIRECTORY": "a prepared dataset (dataset_info.json inside)",

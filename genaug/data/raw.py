@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int32, Int64, UInt8
 
-from genaug.data.config import Data
+from genaug.data.config import Data, Sound
 from genaug.types import DataError
 
 IN_MEMORY_BYTES = 512 * 2**20
@@ -31,7 +31,8 @@ ONE_CLASS = "image"
 class Raw:
     """All examples of a source, in its own order.
 
-    `ids` are positions in the source; `preset_test` marks the source's own test split.
+    `ids` are positions in the source; `preset_test` marks the source's own test split; `sound` says
+    how the images were made of sounds.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Raw:
     preset_test: Bool[np.ndarray, " n"] | None = None
     licence: str
     origin: str
+    sound: Sound | None = None
 
 
 def composite(image: UInt8[np.ndarray, "*b h w ca"], background: int) -> np.ndarray:

@@ -26,7 +26,7 @@ FORMS = (
     "mnist5k",
     "digits",
     "tfds:NAME",
-    "a folder of class folders, or of images",
+    "a folder of images or sounds (.wav), or of class folders of them",
     "a file.npz",
     "a prepared directory",
 )

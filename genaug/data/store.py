@@ -6,6 +6,7 @@ TensorFlow is neither used nor imported.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import itertools
@@ -90,7 +91,9 @@ def write_examples(
 def prepare(raw: Raw, config: Data) -> Path:
     """The prepared directory of these examples, written first if it is not there yet."""
     fingerprint = digest(raw)
-    shaping = json.dumps([fingerprint, raw.name, *(getattr(config, f) for f in _SHAPING_FIELDS)])
+    sound = {"sound": dataclasses.asdict(raw.sound)} if raw.sound else {}
+    fields = [getattr(config, field) for field in _SHAPING_FIELDS]
+    shaping = json.dumps([fingerprint, raw.name, *fields, *sound.values()])
     key = hashlib.sha256(shaping.encode()).hexdigest()[:16]
     name = dataset_name(raw.name)
     directory = data_directory(config.directory) / name / key
@@ -115,7 +118,8 @@ def prepare(raw: Raw, config: Data) -> Path:
                 "origin": raw.origin,
                 "licence": raw.licence,
                 "name": raw.name,
-                **{field: getattr(config, field) for field in _SHAPING_FIELDS},
+                **dict(zip(_SHAPING_FIELDS, fields, strict=True)),
+                **sound,
             },
             description=f"{raw.name}, from {raw.origin}",
             licence=raw.licence,
