@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from genaug.data.config import Sound
-from genaug.data.sound_files import write_sound
+from genaug.data.sound_files import wav
 from genaug.data.store import Feature, write_examples
 from genaug.data.tokens import Tokenizer, show
 from genaug.files import replacing
@@ -96,9 +96,8 @@ def write_wav(out: Path, parts: Parts, about: About) -> str:
                 for i, sound in enumerate(np.asarray(sounds.to_sound(chosen, about.sound)), start):
                     folder = partial / (folders[rows["label"][i]] if "label" in rows else "sounds")
                     folder.mkdir(exist_ok=True)
-                    path = folder / f"{rows['index'][i]:06d}.wav"
-                    told = _provenance(about, rows, i)
-                    write_sound(path, sound, about.sound.sample_rate, told)
+                    content = wav(sound, about.sound.sample_rate, _provenance(about, rows, i))
+                    (folder / f"{rows['index'][i]:06d}.wav").write_bytes(content)
         write_grid(partial / "grid.png", first[0], columns=10)
     return f"{about.total} sounds in {out}, pictures of the first in {out / 'grid.png'}"
 

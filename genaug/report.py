@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 
 from genaug import report_audit, report_charts
 from genaug.charts import change, floats, number, points
+from genaug.data.config import Sound
 from genaug.files import read_json, write_atomically
 from genaug.pictures import grid, png
 from genaug.types import UserError
@@ -46,6 +47,8 @@ METRICS = {
     ),
 }
 """The scores of an arm that the page shows: name and meaning."""
+
+_HEARD = 5  # sounds of a class that a player has
 
 # ANSI sequences, control characters, marks that turn the text's direction, lone surrogates.
 _UNPRINTABLE = re.compile(
@@ -233,6 +236,11 @@ def _pictures(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it and run again.") from None
     names = results["data"]["class_names"]
+    sound = results["data"].get("sound")
+
+    def player(kind: str, c: int) -> str | None:
+        images = arrays[kind][arrays[f"{kind}_labels"] == c][:_HEARD]
+        return _sounds_uri(images, Sound(**sound)) if sound and len(images) else None
 
     def strip(kind: str, c: int) -> str | None:
         images = arrays[kind][arrays[f"{kind}_labels"] == c]
@@ -240,7 +248,8 @@ def _pictures(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
 
     strips = [
         {"name": _short(name), "rare": c in (results.get("rare_classes") or []),
-         "real": strip("real", c), "generated": strip("generated", c)}
+         "real": strip("real", c), "generated": strip("generated", c),
+         "sounds": {kind: player(kind, c) for kind in ("real", "generated")}}
         for c, name in enumerate(names)
     ]  # fmt: skip
     pairs = [
@@ -252,6 +261,17 @@ def _pictures(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         )
     ]  # fmt: skip
     return {"strips": [s for s in strips if s["real"] or s["generated"]], "pairs": pairs}
+
+
+def _sounds_uri(images: UInt8[np.ndarray, "n h w 1"], config: Sound) -> str:
+    """Sounds of these pictures, one after another, as a data URI."""
+    from genaug.data.sound_files import wav
+    from genaug.transforms.sounds import to_sound
+
+    heard = np.asarray(to_sound(images, config))
+    pauses = np.zeros((len(heard), config.sample_rate // 4), np.int16)
+    content = wav(np.concatenate([heard, pauses], axis=1).ravel(), config.sample_rate, {})
+    return "data:audio/wav;base64," + base64.b64encode(content).decode()
 
 
 def _uri(images: UInt8[np.ndarray, "n h w c"], columns: int) -> str:

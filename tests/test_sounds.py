@@ -1,7 +1,10 @@
 """A model of sounds, from a folder of .wav files to a folder of .wav files."""
 
+import base64
 import dataclasses
+import io
 import json
+import re
 import wave
 
 import numpy as np
@@ -11,6 +14,7 @@ from tiny_run import tiny
 
 from genaug.data import Data
 from genaug.data.config import Sound
+from genaug.report import write_report
 from genaug.transforms import sounds
 
 pytest_plugins = ["tiny_run"]
@@ -97,6 +101,30 @@ def test_its_bundle_draws_the_same_sounds(run_cli, trained, tmp_path):
     for path in (tmp_path / "of_run").rglob("*.wav"):
         other = tmp_path / "of_bundle" / path.relative_to(tmp_path / "of_run")
         assert path.read_bytes() == other.read_bytes()
+
+
+def test_the_report_plays_them(finished_copy):
+    """Of a run whose 8x8 images are declared to be pictures of sounds."""
+    path = finished_copy / "results.json"
+    results = json.loads(path.read_text())
+    page = write_report(finished_copy).read_text()
+    assert "<audio" not in page
+    results["data"]["sound"] = dataclasses.asdict(SOUND)
+    path.write_text(json.dumps(results))
+    page = write_report(finished_copy).read_text()
+    players = re.findall(
+        r'<audio [^>]*aria-label="([^"]*)" src="data:audio/wav;base64,([^"]*)"', page
+    )
+    kinds = [label.split()[0] for label, _ in players]
+    assert kinds.count("real") == 10
+    assert kinds.count("generated") == sum(n > 0 for n in results["drawn"]["kept"])
+    for _, content in players:
+        rate, sound = wavfile.read(io.BytesIO(base64.b64decode(content)))
+        assert rate == SOUND.sample_rate
+        one = sounds.samples(SOUND) + rate // 4
+        assert len(sound) % one == 0
+        assert 1 <= len(sound) // one <= 5
+        assert np.abs(sound.astype(int)).max() > 20000
 
 
 def test_a_model_of_images_draws_none(run_cli, finished, tmp_path, capsys):

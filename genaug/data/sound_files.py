@@ -82,9 +82,7 @@ def read_sounds(
     return found
 
 
-def write_sound(
-    path: Path, sound: Int16[np.ndarray, " t"], sample_rate: int, about: Mapping[str, Any]
-) -> None:
+def wav(sound: Int16[np.ndarray, " t"], sample_rate: int, about: Mapping[str, Any]) -> bytes:
     """A .wav file of 16 bits, with what is known of it as its comment (a LIST INFO chunk)."""
     data = np.ascontiguousarray(sound, "<i2").tobytes()
     comment = json.dumps(dict(about)).encode() + b"\0"
@@ -96,7 +94,7 @@ def write_sound(
         (b"data", data),
     ]
     body = b"WAVE" + b"".join(name + struct.pack("<I", len(part)) + part for name, part in chunks)
-    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def _unit(data: np.ndarray) -> np.ndarray:

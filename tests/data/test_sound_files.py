@@ -9,7 +9,7 @@ from scipy.io import wavfile
 
 from genaug.data import Data, load
 from genaug.data.config import Sound
-from genaug.data.sound_files import read_sound, write_sound
+from genaug.data.sound_files import read_sound, wav
 from genaug.data.sources import read
 from genaug.transforms import sounds
 from genaug.types import DataError, UserError
@@ -125,11 +125,11 @@ def test_a_config_that_no_sound_satisfies_is_refused_before_reading(folder):
 
 def test_written_sounds_are_read_by_others_and_say_what_they_are(tmp_path):
     sound = np.int16(30000 * tone(700))
-    write_sound(tmp_path / "a.wav", sound, RATE, {"synthetic": "genaug", "index": 3})
+    content = wav(sound, RATE, {"synthetic": "genaug", "index": 3})
+    (tmp_path / "a.wav").write_bytes(content)
     with wave.open(str(tmp_path / "a.wav")) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
         read_back = np.frombuffer(file.readframes(file.getnframes()), "<i2")
     np.testing.assert_array_equal(read_back, sound)
-    content = (tmp_path / "a.wav").read_bytes()
     comment = content[content.index(b"ICMT") + 8 :].split(b"\0")[0]
     assert json.loads(comment) == {"synthetic": "genaug", "index": 3}
