@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt64
 
-from genaug.data.config import Data, Sound
+from genaug.data.config import Data, Sound, data_directory
 from genaug.data.raw import IN_MEMORY_BYTES
-from genaug.data.sources import check, open_builder, read
-from genaug.data.store import prepare
-from genaug.types import DataError, LabelSpec, Spec
+from genaug.data.sources import BUILT_IN, check, open_builder, read
+from genaug.data.store import dataset_name, prepare
+from genaug.types import DataError, LabelSpec, Spec, UserError
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,18 @@ def load(config: Data) -> Dataset:
     path = Path(config.source).expanduser()
     if is_prepared(path):
         return _fitting(open_dataset(path), config)
+    if config.source not in BUILT_IN and path.is_dir():
+        _require_apart(path.resolve(), data_directory(config.directory).resolve())
     return open_dataset(prepare(read(config), config))
+
+
+def _require_apart(source: Path, prepared: Path) -> None:
+    """A folder into which its own prepared data would be written is another folder next time."""
+    if (prepared / dataset_name(source.name)).is_relative_to(source):
+        raise UserError(
+            f"the prepared data of {source} would be written into it: move it out of {prepared} or "
+            "name another place with --data.directory"
+        )
 
 
 def is_prepared(path: Path) -> bool:

@@ -160,6 +160,23 @@ def test_prepared_once_read_afterwards(tmp_path):
     assert (load(Data(source=str(first.directory))).digests == first.digests).all()
 
 
+def test_prepared_data_is_not_written_into_its_own_source(tmp_path, monkeypatch):
+    """The folder would have one class more the next time."""
+    from PIL import Image
+
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    for i in range(5):
+        Image.new("L", (4, 4), i).save(tmp_path / "pets" / "cat" / f"{i}.png")
+    config = Data(source=str(tmp_path / "pets"), directory=str(tmp_path))
+    with pytest.raises(UserError, match=r"--data\.directory"):
+        load(config)
+    assert sorted(path.name for path in (tmp_path / "pets").iterdir()) == ["cat"]
+    load(Data(source=config.source, directory=str(tmp_path / "data")))
+    monkeypatch.chdir(tmp_path)
+    load(Data(source="digits", directory="."))
+    load(Data(source="digits", directory=".", channels=3))
+
+
 def test_two_processes_may_prepare_at_once(tmp_path):
     code = f"""
 from genaug.data import Data, load
