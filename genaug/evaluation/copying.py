@@ -129,17 +129,36 @@ def mifid(
     The memorisation distance is the mean over synthetic examples of the smallest cosine distance
     1 - cos to a training example, in the same features. Where it is below `threshold` the Fréchet
     distance is divided by it. The threshold belongs to a feature net: 0.1 was set for Inception's
-    pooled features, and real unseen data must lie above it. Half the squared distance of unit rows
-    is 1 - cos without cancellation, so exact copies count 0.
+    pooled features, and real unseen data must lie above it.
 
     Raises:
         UserError: fewer than 2 rows, a row of zeros, NaN or infinity.
     """
     distance = frechet_distance(train, synthetic)
+    cosine = float(cosine_distances(synthetic, train).mean())
+    return Mifid(penalised(distance, cosine, threshold), distance, cosine)
+
+
+def cosine_distances(
+    synthetic: Float[np.ndarray, "n d"],
+    train: Float[np.ndarray, "t d"],
+    *,
+    mesh: DeviceMesh | None = None,
+) -> Float64[np.ndarray, " n"]:
+    """The smallest cosine distance of each synthetic row to a training row, in [0, 2].
+
+    Half the squared distance of unit rows is 1 - cos without cancellation, so copies are at 0.
+
+    Raises:
+        UserError: a row of zeros, NaN or infinity.
+    """
     units = unit_rows(synthetic, "the synthetic set"), unit_rows(train, "the training set")
-    cosine = float(np.square(nearest(*units).distance[:, 0]).mean() / 2)
-    weight = 1 / (cosine + _TINY) if cosine < threshold else 1.0
-    return Mifid(distance * weight, distance, cosine)
+    return np.square(nearest(*units, mesh=mesh).distance[:, 0]) / 2
+
+
+def penalised(distance: float, cosine_distance: float, threshold: float) -> float:
+    """A Fréchet distance divided by the memorisation distance where that is below `threshold`."""
+    return distance / (cosine_distance + _TINY) if cosine_distance < threshold else distance
 
 
 def neighbour_ratio(
