@@ -67,7 +67,7 @@ def copying_test(
     level: float = 0.95,
     mesh: DeviceMesh | None = None,
 ) -> CopyingTest:
-    """C_T, the three-sample test for data copying (Meehan, Chaudhuri & Dasgupta 2020, sec. 3.2).
+    """C_T, the three-sample test for data copying (Meehan, Chaudhuri & Dasgupta 2020).
 
     The training set is reduced to `dim` principal components and cut into `cells` by k-means. In
     every cell the distances of synthetic and of held-out examples to the nearest training example
@@ -124,12 +124,13 @@ def mifid(
     train: Float[np.ndarray, "t d"],
     threshold: float = 0.1,
 ) -> Mifid:
-    """The Fréchet distance to the training set, made worse for copying (Bai et al. 2021, sec. 3).
+    """The Fréchet distance to the training set, made worse for copying (Bai et al. 2021, MiFID).
 
     The memorisation distance is the mean over synthetic examples of the smallest cosine distance
-    1 - cos to a training example, in the same features. Where it is below `threshold` the Fréchet
-    distance is divided by it. The threshold belongs to a feature net: 0.1 was set for Inception's
-    pooled features, and real unseen data must lie above it.
+    1 - cos to a training example, in the same features. (The paper's is 1 - |cos|, the same for
+    features from 0 up, as Inception's are; torchmetrics takes the mean over training examples.)
+    Where it is below `threshold` the Fréchet distance is divided by it. The threshold belongs to a
+    feature net: 0.1 was set for Inception's pooled features, and real unseen data must lie above.
 
     Raises:
         UserError: fewer than 2 rows, a row of zeros, NaN or infinity.
@@ -171,8 +172,8 @@ def neighbour_ratio(
     """How much nearer the nearest training example is than training examples nearby are, [n].
 
     The distance to the nearest over the mean distance to the `k` nearest, itself among them
-    (Carlini et al. 2023, eq. 1, less its constant 1/alpha = 2): 0 for a copy, near 1 where no
-    training example stands out. A plain distance flags flat images, which are near to many.
+    (Carlini et al. 2023, arXiv 2301.13188, less a constant 1/alpha = 2): 0 for a copy, near 1 where
+    no training example stands out. A plain distance flags flat images, which are near to many.
     0 also where all `k` are copies. `mesh` is as for `nearest`.
 
     Raises:
