@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         "--all",
         action="store_true",
         help="also FD at infinite n, Gaussian MMD, clipped density and coverage, MiFID and the "
-        "classifier (Inception) score; takes several times as long",
+        "classifier (Inception) score; longer, the more features there are",
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of every subsample")
     evaluate.add_argument("--json", type=Path, help="write the numbers here too")
