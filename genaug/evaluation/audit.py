@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Shaped
 
 from genaug.devices import DeviceMesh
-from genaug.evaluation.copying import copying_test, outstanding
+from genaug.evaluation.copying import RATIO_NEIGHBOURS, copying_test, ratio_at
+from genaug.evaluation.distances import nearest
 from genaug.evaluation.diversity import vendi_score
 from genaug.evaluation.features import FeatureNet, pixels
 from genaug.evaluation.frechet import frechet_distance
@@ -21,10 +22,11 @@ from genaug.evaluation.manifold import NEIGHBOURS, manifold_scores
 from genaug.evaluation.matching import Labels, Sets, comparable, fewest, pick, require_alike
 from genaug.evaluation.meanings import LIKENESS, MEMORISATION, metric_name
 from genaug.evaluation.memorisation import (
-    authenticity,
+    authenticity_at,
     closer_to_train,
-    copies,
-    near_copy_threshold,
+    copies_at,
+    lower_end,
+    share_of,
 )
 from genaug.evaluation.results import Result, provenance
 from genaug.evaluation.sliced import mind
@@ -221,9 +223,15 @@ def _memorisation(
     train, holdout, synthetic = pixels
     # Floors hold the class mix of the synthetic set: some classes lie closer together than others.
     unseen = holdout[rows.holdout]
-    threshold = near_copy_threshold(train, unseen, mesh=mesh)
-    found, floor = (copies(each, train, threshold, mesh=mesh) for each in (synthetic, unseen))
-    genuine, expected = (authenticity(each, train, mesh=mesh) for each in (synthetic, unseen))
+    # One search of each set serves all of these.
+    k = min(RATIO_NEIGHBOURS, len(train))
+    near, usual = (nearest(each, train, k, mesh=mesh) for each in (synthetic, unseen))
+    within = nearest(train, train, exclude_self=True, mesh=mesh).distance[:, 0]
+    threshold = lower_end(usual.distance[:, 0])
+    found, floor = (copies_at(each.distance[:, 0], threshold) for each in (near, usual))
+    genuine, expected = (authenticity_at(each, within) for each in (near, usual))
+    ratios, of_unseen = (ratio_at(each.distance) for each in (near, usual))
+    standing, outside = (share_of(each < lower_end(of_unseen)) for each in (ratios, of_unseen))
     some, others = train, holdout
     if labels is not None:
         # Both real sets with equal class counts, or nearness would tell of the classes.
@@ -232,12 +240,11 @@ def _memorisation(
         some = train[pick(labels.train, counts, generator)]
         others = holdout[pick(labels.holdout, counts, generator)]
     closer = closer_to_train(synthetic, some, others, seed, mesh=mesh)
-    standing, usual = outstanding(synthetic, unseen, train, mesh=mesh)
     measured: dict[str, tuple[tuple[float, ...], float]] = {
         "closer_to_train": (closer, 0.5),
         "exact_copies": (found.exact, floor.exact.value),
         "near_copies": (found.near, floor.near.value),
-        "standing_out": (standing, usual.value),
+        "standing_out": (standing, outside.value),
         "authenticity": (genuine, expected.value),
     }
     left_out: tuple[str, ...] = ()

@@ -16,11 +16,13 @@ from genaug.evaluation.distances import nearest, require_rows
 from genaug.evaluation.frechet import frechet_distance
 from genaug.evaluation.intervals import normal_quantile
 from genaug.evaluation.kernels import unit_rows
-from genaug.evaluation.memorisation import Share, share_of
 from genaug.types import UserError
 
 # Added to a memorisation distance before dividing by it, as by the competition that defined MiFID.
 _TINY = 1e-14
+
+RATIO_NEIGHBOURS = 50
+"""Training examples whose mean distance the neighbour ratio is over (Carlini et al. 2023)."""
 
 
 class CopyingTest(NamedTuple):
@@ -165,7 +167,7 @@ def penalised(distance: float, cosine_distance: float, threshold: float) -> floa
 def neighbour_ratio(
     synthetic: Float[np.ndarray, "n d"],
     train: Float[np.ndarray, "t d"],
-    k: int = 50,
+    k: int = RATIO_NEIGHBOURS,
     *,
     mesh: DeviceMesh | None = None,
 ) -> Float64[np.ndarray, " n"]:
@@ -179,28 +181,13 @@ def neighbour_ratio(
     Raises:
         UserError: fewer than `k` training examples, NaN or infinity.
     """
-    distance = nearest(synthetic, train, k, mesh=mesh).distance
+    return ratio_at(nearest(synthetic, train, k, mesh=mesh).distance)
+
+
+def ratio_at(distance: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, " n"]:
+    """`neighbour_ratio`, from the ascending distances to the `k` nearest training examples."""
     mean = distance.mean(axis=1)
     return np.divide(distance[:, 0], mean, out=np.zeros(len(mean)), where=mean > 0)
-
-
-def outstanding(
-    synthetic: Float[np.ndarray, "n d"],
-    unseen: Float[np.ndarray, "h d"],
-    train: Float[np.ndarray, "t d"],
-    *,
-    k: int = 50,
-    quantile: float = 0.01,
-    mesh: DeviceMesh | None = None,
-) -> tuple[Share, Share]:
-    """The share whose `neighbour_ratio` only a share `quantile` of real unseen examples falls
-    below: of `synthetic`, and (about `quantile`) of `unseen`. k is at most the training set's size.
-    `mesh` is as for `nearest`.
-    """
-    k = min(k, len(train))
-    ratios, usual = (neighbour_ratio(each, train, k, mesh=mesh) for each in (synthetic, unseen))
-    threshold = float(np.quantile(usual, quantile))
-    return share_of(ratios < threshold), share_of(usual < threshold)
 
 
 def _in_cells(
