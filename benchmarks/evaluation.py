@@ -6,7 +6,8 @@ Every row first compares the two results, in a call that also compiles and warms
 interleaved pairs; a ratio is peer / ours of one pair (above 1: ours is faster), as median (min to
 max). Inputs are ready before the clock runs, in the form each side takes. PyTorch's networks run on
 one thread or on all cores, whichever is faster. `--quick` takes small sizes, at which no ratio is
-judged. `--write` puts the table into EVALUATION.md, from a full run alone.
+judged. `--write` puts what was measured into EVALUATION.md, beside the rows of other runs
+(evaluation.json keeps them): every row tells its command, day, commit and machine.
 """
 
 from __future__ import annotations
@@ -18,17 +19,25 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import evaluation_rows as of
-from benchmarks.pairs import HEAD, RULE, Row, run
+from benchmarks import kept
+from benchmarks.pairs import HEAD, NOT_MEASURED, RULE, Row, run, without
 from genaug.devices import use_cpu_cores_as_devices
 
 RESULTS = Path(__file__).with_name("EVALUATION.md")
+KEPT = RESULTS.with_suffix(".json")
 PAIRS, QUICK_PAIRS = 5, 3
 MEMORY = "memory"
 MEMORY_ROWS, QUICK_MEMORY_ROWS, MEMORY_LIMIT = 50_000, 5_000, 2.0
+EXPLANATION = (
+    "Difference: of the results, largest; relative, but for prdc's and SDMetrics' scores. Ratio: "
+    "of times of interleaved pairs ({pairs} or more, unless the remarks say fewer), median (min to "
+    "max); above 1, ours is faster. Compilation and preparing inputs are not in it; seconds are "
+    "medians. Wanted: at least."
+)
 PACKAGES = (
     *("jax", "numpy", "scipy", "scikit-learn", "pandas", "torch"),
     *("torch-fidelity", "pytorch-fid", "prdc", "sdmetrics"),
@@ -81,7 +90,7 @@ def memory(quick: bool) -> str:
     found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if found.returncode:
         said = (found.stderr.splitlines() or [f"exit status {found.returncode}"])[-1]
-        return f"Memory of `manifold_scores`: not measured: {said}"
+        return f"Memory of `manifold_scores`: {NOT_MEASURED}: {said}"
     gib, seconds = map(float, found.stdout.split()[-2:])
     held = "" if quick else " (held)" if gib < MEMORY_LIMIT else " (**not held**)"
     return (
@@ -103,48 +112,70 @@ def machine() -> str:
     return ", ".join(parts)
 
 
-def document(pairs: int, quick: bool, only: str | None) -> Iterator[str]:
-    """The lines of EVALUATION.md, as they are measured."""
-    told = (" --quick" if quick else "") + (f" --only {only}" if only else "")
-    yield from (
+def title_of(row: Row) -> str:
+    """What tells a row from the others."""
+    return f"{row.title}; {row.peer}"
+
+
+def document(found: Mapping[str, kept.Line]) -> str:
+    """EVALUATION.md: every row in order, and where each is from."""
+    of_table, numbered = [], []
+    for number, row in enumerate(rows(quick=False), start=1):
+        line = found.get(title_of(row))
+        text = line.text if line else without(row, f"{NOT_MEASURED} yet")
+        of_table.append(f"| {number} {text}")
+        numbered += [(number, line)] if line else []
+    last = found.get(MEMORY)
+    numbered += [(len(of_table) + 1, last)] if last else []
+    said = last.text if last else f"Memory of `manifold_scores`: {NOT_MEASURED} yet."
+    parts = (
         "# Evaluation against other packages",
-        "",
-        f"`python -m benchmarks.evaluation{told} --pairs {pairs}`: {machine()}.",
-        "",
-        "Difference: of the results, largest; relative, but for prdc's and SDMetrics' scores. "
-        f"Ratio: of times of {pairs} interleaved pairs, median (min to max); above 1, ours is "
-        "faster. "
-        "Compilation and preparing inputs are not in it; seconds are medians. Wanted: at least"
-        f"{', at full size' if quick else ''}.",
-        "",
+        EXPLANATION.format(pairs=PAIRS),
+        "\n".join([f"| # {HEAD}", f"|---{RULE}", *of_table]),
+        f"{len(of_table) + 1}. {said}",
+        "Measured by:",
+        "\n".join(kept.origins(numbered)) or "nothing yet.",
     )
-    if only != MEMORY:
-        yield from (HEAD, RULE)
-        yield from (run(r, pairs, quick) for r in rows(quick) if only in (None, r.name))
-        yield ""
-    if only in (None, MEMORY):
-        yield memory(quick)
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
-    """Measure, print, and write on request."""
+    """Measure, print, and on request keep and write."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [*dict.fromkeys(row.name for row in rows(False)), MEMORY]
     arguments.add_argument("--quick", action="store_true", help="small sizes, fewer pairs")
-    arguments.add_argument("--only", choices=names, help="the rows of one name")
+    arguments.add_argument("--only", choices=names, action="append", help="rows of this name")
     arguments.add_argument("--pairs", type=int, help=f"default {PAIRS}, quick {QUICK_PAIRS}")
-    arguments.add_argument("--write", action="store_true", help="write EVALUATION.md")
+    arguments.add_argument("--write", action="store_true",
+                           help="put what was measured into EVALUATION.md")  # fmt: skip
     options = arguments.parse_args()
     pairs = options.pairs or (QUICK_PAIRS if options.quick else PAIRS)
-    if options.write and (options.quick or options.only or pairs < PAIRS):
-        arguments.error(f"--write takes a full run of {PAIRS} pairs or more")
+    if options.write and (options.quick or pairs < PAIRS):
+        arguments.error(f"--write takes full sizes and {PAIRS} pairs or more")
     use_cpu_cores_as_devices()
-    lines = []
-    for line in document(pairs, options.quick, options.only):
-        print(line, flush=True)
-        lines.append(line)
+    told = "".join(f" --only {name}" for name in options.only or ())
+    about = kept.origin(
+        f"python -m benchmarks.evaluation{' --quick' * options.quick}{told} --pairs {pairs}",
+        machine(),
+    )
+    print(f"`{about.command}`, {about.date}, commit {about.commit}. {about.machine}.\n")
+    print(f"{HEAD}\n{RULE}", flush=True)
+    asked = options.only or names
+    measured = {}
+    for row in rows(options.quick):
+        if row.name in asked:
+            measured[title_of(row)] = run(row, pairs, options.quick)
+            print(measured[title_of(row)], flush=True)
+    if MEMORY in asked:
+        measured[MEMORY] = memory(options.quick)
+        print(f"\n{measured[MEMORY]}", flush=True)
     if options.write:
-        RESULTS.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+        # A peer that is missing today does not wipe out what it was measured at.
+        new = {name: kept.Line(text, about) for name, text in measured.items()
+               if NOT_MEASURED not in text}  # fmt: skip
+        found = kept.read(KEPT) | new
+        kept.write(KEPT, found)
+        RESULTS.write_text(document(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ HEAD = (
     "| held | remarks |"
 )
 RULE = "|---|---|---|---|---|---|---|---|---|"
+NOT_MEASURED = "not measured"
 
 
 class Agreement(NamedTuple):
@@ -100,10 +101,10 @@ def run(row: Row, pairs: int, quick: bool) -> str:
     try:
         return line(row, measure(row.make(quick), pairs), quick)
     except ModuleNotFoundError as error:
-        return without(row, f"not measured: {error.name} is not installed")
+        return without(row, f"{NOT_MEASURED}: {error.name} is not installed")
     except Exception as error:  # A peer's may be any; the other rows are still measured.
         said = " ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())
-        return without(row, f"not measured: {said}")
+        return without(row, f"{NOT_MEASURED}: {said}")
 
 
 def line(row: Row, measured: Measured, quick: bool) -> str:
@@ -117,7 +118,7 @@ def line(row: Row, measured: Measured, quick: bool) -> str:
     own, theirs = (statistics.median(side) for side in (measured.ours, measured.peer))
     remarks = [measured.remark, measured.agreement.remark]
     if row.most_pairs is not None:
-        remarks.append(f"{len(measured.ours)} pairs")
+        remarks.append(f"{len(measured.ours)} pair{'s' * (len(measured.ours) > 1)}")
     cells = (
         row.title,
         row.peer,

@@ -83,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
         default="torch-fidelity",
         help="how images enter Inception; values of two conventions do not compare",
     )
+    evaluate.add_argument(
+        "--all",
+        action="store_true",
+        help="also FD at infinite n, Gaussian MMD, clipped density and coverage, MiFID and the "
+        "classifier (Inception) score; longer, the more features there are",
+    )
     evaluate.add_argument("--seed", type=int, default=0, help="of every subsample")
     evaluate.add_argument("--json", type=Path, help="write the numbers here too")
     evaluate.add_argument(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Int, UInt8
+from PIL import Image
 
 from genaug import export
 from genaug.bundle import load_sampler
@@ -23,6 +26,7 @@ from genaug.evaluation.matching import Labels
 from genaug.evaluation.results import Result, change, from_json
 from genaug.files import read_json
 from genaug.logs import plain
+from genaug.outputs import MARK
 from genaug.types import UserError
 
 
@@ -50,9 +54,12 @@ def evaluate(options: argparse.Namespace) -> list[Result]:
     for each in sides[1:]:
         _require_alike(train, each)
     labelled = all(len(each.class_names) > 1 for each in sides)
+    net, scorer = _net(options, train, labelled)
     return audit(
         *(each.images for each in sides),
-        net=_net(options, train, labelled),
+        net=net,
+        scorer=scorer,
+        every=options.all,
         labels=Labels(*(each.labels for each in sides)) if labelled else None,
         class_names=train.class_names if labelled else (),
         seed=options.seed,
@@ -119,11 +126,21 @@ def _sampler(source: str) -> bool:
 
 
 def _is_synthetic(path: Path) -> bool:
-    """Whether genaug drew what a prepared directory holds."""
+    """Whether genaug drew what is there: a run, or what `genaug sample` wrote in any format."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            kept = {f"{name}.npy" for name in ("label_probability", "nearest_train")}  # of a run
+            return archive.comment == MARK or kept <= set(archive.namelist())
     fields = path / "features.json"
-    return (path / "config.json").is_file() or (
+    if (path / "config.json").is_file() or (
         fields.is_file() and '"synthetic"' in fields.read_text(errors="replace")
-    )
+    ):
+        return True
+    try:
+        with Image.open(next(path.glob("*/*.png"))) as picture:
+            return picture.info.get("synthetic") == "genaug"
+    except (StopIteration, OSError):  # An unreadable one is named where the folder is read.
+        return False
 
 
 def _draw(path: Path, like: Images, seed: int) -> Images:
@@ -162,8 +179,10 @@ def _require_alike(real: Images, other: Images) -> None:
         )
 
 
-def _net(options: argparse.Namespace, real: Images, labelled: bool) -> FeatureNet:
-    """What sees the images: as asked, else what fits them."""
+def _net(
+    options: argparse.Namespace, real: Images, labelled: bool
+) -> tuple[FeatureNet, FeatureNet | None]:
+    """What sees the images, as asked, else what fits them; and what classifies them, if it does."""
     asked = options.features or ("classifier" if labelled else "efflite0")
     mesh = make_mesh(Mesh())
     if asked == "inception":
@@ -172,7 +191,8 @@ def _net(options: argparse.Namespace, real: Images, labelled: bool) -> FeatureNe
                 "--features inception needs --weights pt_inception-2015-12-05-6726825d.pth, a file "
                 "that pytorch-fid's releases have."
             )
-        return features.inception(options.weights, convention=options.convention, mesh=mesh)
+        of = functools.partial(features.inception, options.weights, options.convention, mesh=mesh)
+        return of(), of("logits_unbiased") if options.all else None
     if asked == "classifier":
         if not labelled:
             raise UserError(
@@ -180,11 +200,11 @@ def _net(options: argparse.Namespace, real: Images, labelled: bool) -> FeatureNe
             )
         return _classifier(real)
     if asked == "pixels":
-        return features.pixels()
-    return features.efflite0_for(real.images.shape[1:], mesh=mesh)
+        return features.pixels(), None
+    return features.efflite0_for(real.images.shape[1:], mesh=mesh), None
 
 
-def _classifier(real: Images) -> FeatureNet:
+def _classifier(real: Images) -> tuple[FeatureNet, FeatureNet]:
     """A classifier trained on the real training images alone, class-balanced and warped."""
     from genaug.transforms.images import Warp
 
@@ -202,8 +222,9 @@ def _classifier(real: Images) -> FeatureNet:
     )
     program = classifier.trainer(config, num_classes, warp.smoothing, mesh)
     trained = classifier.train_replicas(program, condition, real.images[:1], 1, mesh)
-    return FeatureNet(
-        "classifier",
-        classifier.features(config, num_classes, trained.params),
-        {"weights": export.digest(trained.params)},
+    about = {"weights": export.digest(trained.params)}
+    hidden, logits = (
+        FeatureNet("classifier", of(config, num_classes, trained.params), about)
+        for of in (classifier.features, classifier.logits)
     )
+    return hidden, logits

@@ -50,6 +50,10 @@ class About(NamedTuple):
         return show(rows["tokens"], rows["segments"], self.tokenizer)
 
 
+MARK = b"synthetic: genaug"
+"""The comment of an .npz file of examples that were drawn."""
+
+
 def folder_names(names: Sequence[str]) -> list[str]:
     """Class names as names of folders; two that would be one get their position."""
     safe = [
@@ -129,6 +133,7 @@ def write_npz(out: Path, parts: Parts, about: About) -> str:
                 np.lib.format.write_array_header_1_0(entry, header)
                 for rows in parts():
                     entry.write(np.ascontiguousarray(rows[name]).tobytes())
+        archive.comment = MARK  # as a PNG's text: whose they are, for who judges them
         with archive.open("class_names.npy", "w") as entry:
             np.lib.format.write_array(entry, np.array(about.class_names), allow_pickle=False)
     return f"{about.total} examples in {out}"

@@ -214,7 +214,8 @@ def _audit(found: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]
             {
                 **entry,
                 "value": value,
-                "low": max(low, 0.0),
+                # Kernel distances and C_T may lie below 0: the splits say which figures do.
+                "low": low if min(each["low"] for each in same) < 0 else max(low, 0.0),
                 "high": min(high, 1.0) if entry["share"] else high,
                 "floor": None if None in floors else float(np.mean(floors)),
                 "remarks": [*entry["remarks"], note],

@@ -54,9 +54,13 @@ def worth(cell: Mapping[str, Any]) -> str:
 
 
 def _charts(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A learning curve for every imbalance, on a logarithmic axis of images."""
+    """A learning curve for every imbalance, on a logarithmic axis of images.
+
+    The band is the interval of the gain, set on the best score without a generator.
+    """
     charts = []
     scores = [100 * cell[key] for cell in cells for key in KINDS.values()]
+    scores += [100 * (cell["bar_score"] + end) for cell in cells for end in cell["gain"][1:]]
     y = axis(scores)
     for ratio in dict.fromkeys(cell["imbalance"] for cell in cells):
         some = [cell for cell in cells if cell["imbalance"] == ratio]
@@ -66,7 +70,11 @@ def _charts(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         series = []
         for kind, key in KINDS.items():
             points = [(at, 100 * cell[key]) for at, cell in zip(logs, some, strict=True)]
-            series.append({"kind": kind, "line": line(points, x, y), "band": "",
+            ends = [(at, *(100 * (cell["bar_score"] + end) for end in cell["gain"][1:]))
+                    for at, cell in zip(logs, some, strict=True)]  # fmt: skip
+            band = [(at, low) for at, low, _ in ends] + [(at, high) for at, _, high in ends[::-1]]
+            series.append({"kind": kind, "line": line(points, x, y),
+                           "band": line(band, x, y) if kind == "cand" else "",
                            "dots": dots(points, x, y)})  # fmt: skip
         ticks = [(x.at(at), f"{cell['budget']:,}") for at, cell in zip(logs, some, strict=True)]
         title = "Images a class" if ratio is None else f"1 rare image to {ratio:g} common ones"

@@ -122,11 +122,19 @@ def audit_table(
 
 
 def audit_remarks(results: Sequence[Result]) -> list[str]:
-    """What the reader must know, once each, with the metrics that it is about."""
-    return [
-        f"{', '.join(dict.fromkeys(each.name for each in about))}: {plain(remark)}"
-        for remark, about in by_remark(results).items()
-    ]
+    """What the reader must know, once each, with the metrics and classes that it is about."""
+    return [f"{_subjects(about)}: {plain(remark)}" for remark, about in by_remark(results).items()]
+
+
+def _subjects(results: Sequence[Result]) -> str:
+    """Names of metrics; of one that was not measured on the whole sets, the classes too."""
+    groups: dict[str, list[str | None]] = {}
+    for each in results:
+        groups.setdefault(each.name, []).append(each.group)
+    return ", ".join(
+        name if None in some else f"{name} of {', '.join(plain(str(group)) for group in some)}"
+        for name, some in groups.items()
+    )
 
 
 def _figures(result: Result) -> list[str]:

@@ -1,23 +1,14 @@
 """The table of benchmarks.evaluation from made-up timings, and its exact reference."""
 
-import importlib.util
-from pathlib import Path
+import re
+import sys
 
 import numpy as np
 import pytest
 
+from benchmarks import evaluation, exact, kept, pairs
 from genaug.evaluation import frechet_distance
-
-
-def of_the_benchmarks(name):
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"  # no part of the package
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pairs, exact = of_the_benchmarks("pairs"), of_the_benchmarks("exact")
+from genaug.types import DataError
 
 
 def by_difference(got, want):
@@ -110,3 +101,75 @@ def test_the_exact_distance_is_ours():
     x, y = np.random.default_rng(0).normal(size=(2, 12, 30))
     expected = exact.exact_frechet(x, y * 1.1 + 0.2)
     assert frechet_distance(x, y * 1.1 + 0.2) == pytest.approx(expected, rel=1e-12)
+
+
+ABOUT = {"command": "python -m x", "date": "2026-11-28", "commit": "abc", "machine": "2 cores"}
+
+
+def test_lines_of_separate_runs_are_kept_with_their_origins(tmp_path):
+    one, other = kept.Origin(**ABOUT), kept.Origin(**{**ABOUT, "commit": "def, changed"})
+    lines = {"a": kept.Line("| a |", one), "b": kept.Line("| b |", other)}
+    assert kept.read(tmp_path / "kept.json") == {}
+    kept.write(tmp_path / "kept.json", lines)
+    assert kept.read(tmp_path / "kept.json") == lines
+    said = list(kept.origins([(1, lines["a"]), (2, lines["a"]), (3, lines["b"]), (5, lines["a"])]))
+    assert said == [
+        "- 1-2, 5: `python -m x`, 2026-11-28, commit abc. 2 cores.",
+        "- 3: `python -m x`, 2026-11-28, commit def, changed. 2 cores.",
+    ]
+    (tmp_path / "kept.json").write_text("[1]")
+    with pytest.raises(DataError, match="holds no lines of a table"):
+        kept.read(tmp_path / "kept.json")
+
+
+def test_spans():
+    assert kept.spans([1, 2, 3, 5, 7, 8]) == "1-3, 5, 7-8"
+    assert kept.spans([]) == ""
+
+
+def test_a_commit_is_told():
+    assert re.fullmatch(r"[0-9a-f]{12}(, changed)?|unknown", kept.origin("c", "m").commit)
+
+
+@pytest.fixture
+def run_benchmark(monkeypatch, tmp_path):
+    """The program with made-up rows; `measured` is what each says when it is run."""
+    made = [row(title=title)._replace(name=name) for name, title in (("a", "A"), ("b", "B"))]
+    monkeypatch.setattr(evaluation, "rows", lambda quick: made)
+    monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "EVALUATION.md")
+    monkeypatch.setattr(evaluation, "KEPT", tmp_path / "evaluation.json")
+    monkeypatch.setattr(evaluation, "use_cpu_cores_as_devices", lambda: None)
+    monkeypatch.setattr(evaluation, "memory", lambda quick: "Memory: 1 GiB.")
+
+    def call(measured, *arguments):
+        monkeypatch.setattr(evaluation, "run", lambda one, *_: measured[one.title])
+        monkeypatch.setattr(sys, "argv", ["evaluation", *arguments])
+        evaluation.main()
+        path = tmp_path / "EVALUATION.md"
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    return call
+
+
+def test_rows_of_separate_runs_become_one_table(run_benchmark, capsys):
+    first = run_benchmark({"A": "| A | 1 |"}, "--only", "a", "--write")
+    assert "| 1 | A | 1 |" in first
+    assert "| 2 | B | peer | | | 2 | | | **no** | not measured yet |" in first
+    assert "Memory of `manifold_scores`: not measured yet." in first
+    second = run_benchmark({"B": "| B | 2 |"}, "--only", "b", "--only", "memory", "--write")
+    assert "| 1 | A | 1 |\n| 2 | B | 2 |\n" in second
+    assert "3. Memory: 1 GiB." in second
+    assert "- 1: `python -m benchmarks.evaluation --only a --pairs 5`" in second
+    assert "- 2-3: `python -m benchmarks.evaluation --only b --only memory --pairs 5`" in second
+    absent = "| A | not measured: prdc is not installed |"
+    assert run_benchmark({"A": absent}, "--only", "a", "--write") == second
+    assert absent in capsys.readouterr().out
+    assert "| 1 | A | 3 |" in run_benchmark({"A": "| A | 3 |"}, "--only", "a", "--write")
+
+
+@pytest.mark.parametrize("options", [["--quick"], ["--pairs", "2"]])
+def test_small_sizes_and_few_pairs_are_printed_and_not_written(run_benchmark, options, capsys):
+    assert run_benchmark({"A": "| A | 1 |"}, "--only", "a", *options) is None
+    assert "| A | 1 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run_benchmark({"A": "| A | 1 |"}, "--only", "a", "--write", *options)

@@ -35,15 +35,17 @@ def two_sets(digits, tmp_path, monkeypatch):
 
 def test_evaluate_prints_and_writes_the_audit_of_two_sets(run_cli, two_sets, tmp_path, capsys):
     out = tmp_path / "audit.json"
-    assert run_cli("evaluate", *two_sets, "--json", out) == 0
+    assert run_cli("evaluate", *two_sets, "--all", "--json", out) == 0
     printed = capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads(out.read_text())}
     assert {"fd/classifier", "precision", "recall", "exact_copies"} <= set(rows)
+    assert {"fd_infinity/classifier", "mmd/classifier", "clipped_density"} <= set(rows)
+    assert rows["classifier_score"]["provenance"]["weights"]
     for row in rows.values():
         assert row["low"] <= row["value"] <= row["high"]
+        assert row["floor"] is not None
         assert row["meaning"]
     assert rows["exact_copies"]["value"] == 0
-    assert rows["fd/classifier"]["floor"] is not None
     for words in ("precision", "recall"):
         assert words in printed.lower()
 

@@ -125,6 +125,14 @@ def test_table_and_page_say_what_a_gain_is_worth(tmp_path):
     assert "&lt;b&gt;x" in page
     assert "<b>x" not in page
     assert page.count("<polyline") == 3
+    # The band of the gain: its lower ends from the left, its upper ends back from the right.
+    (ends,) = re.findall(r'<polygon class="band cand" points="([^"]*)"', page)
+    x, y = np.array([point.split(",") for point in ends.split()], float).T
+    low, high = np.array([0.65, 0.701, 0.91]), np.array([0.99, 0.799, 0.75])
+    np.testing.assert_array_equal(x[:3], x[:2:-1])
+    slope = (y[1] - y[0]) / (low[1] - low[0])
+    np.testing.assert_allclose(y - y[0], slope * (np.concatenate([low, high]) - 0.65), atol=0.02)
+    assert slope < 0  # SVG's y points down
     assert not re.search(r"https?://|url\(|@import", page)
 
 

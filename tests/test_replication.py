@@ -280,15 +280,17 @@ def test_the_audit_is_the_mean_with_scipys_interval_within_what_can_be():
         split(ARMS, i, audit=[
             audit_row("fd/classifier", distances[i], None if i else 1.0),
             audit_row("coverage", shares[i], floors[i]),
+            audit_row("copying_test", -distances[i], 0.0) | {"low": -10.0},
             *([audit_row("recall", 0.5, 0.5)] if i != 1 else []),
         ])
         for i in range(3)
     ]  # fmt: skip
-    distance, coverage = pool("x", found)["audit"]
+    distance, coverage, signed = pool("x", found)["audit"]
     low, high = scipy.stats.ttest_1samp(distances, 0).confidence_interval(0.95)
     assert low < 0
     np.testing.assert_allclose([distance["low"], distance["high"]], [0, high], rtol=1e-9)
     np.testing.assert_allclose(distance["value"], np.mean(distances))
+    np.testing.assert_allclose([signed["low"], signed["high"]], [-high, -low], rtol=1e-9)
     assert distance["floor"] is None
     assert distance["remarks"][0] == "Few."
     assert distance["remarks"][1].startswith("A mean over 3 splits with Student's t")

@@ -1,5 +1,6 @@
 """The report: safe with any class name, whole with any piece missing, readable at any width."""
 
+import dataclasses
 import html
 import json
 import math
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 from genaug.charts import Axis, change, number, points
+from genaug.evaluation import to_json
+from genaug.evaluation.meanings import FURTHER, LIKENESS, MEMORISATION
+from genaug.evaluation.results import Result
 from genaug.pictures import grid
 from genaug.report import write_report
 from genaug.types import UserError
@@ -193,6 +197,27 @@ def over_splits(results, names):
         "splits": splits,
         "arms": arms,
     }
+
+
+def test_every_metric_of_an_audit_stands_with_its_interval_and_its_floor(tmp_path):
+    """All that an audit can measure, each with figures of its own."""
+    entries = []
+    for i, (name, meaning) in enumerate((LIKENESS | MEMORISATION | FURTHER).items()):
+        value = (20 + i) / (100 if meaning.share else 1)
+        entry = Result(name=name, value=value, low=value * 0.9, high=value * 1.1, floor=value * 0.7,
+                       better=meaning.better, n=50 + i, share=meaning.share, meaning=meaning.text,
+                       remarks=(f"Remark {i}.",))  # fmt: skip
+        entries += [entry, dataclasses.replace(entry, name=f"{name}/net", group="b")]
+    results = make_results(["a", "b"]) | {"audit": to_json(entries)}
+    page = page_of(make_run(tmp_path / "run", results))
+    text = visible(page.replace("<td", " <td").replace("<br", " <br"))
+    for i, meaning in enumerate((LIKENESS | MEMORISATION | FURTHER).values()):
+        value, unit = 20 + i, " %" if meaning.share else ""
+        low, high, floor = (f"{share * value:.1f}" for share in (0.9, 1.1, 0.7))
+        assert f"{value:.1f}{unit} {low} to {high} {floor}{unit}" in text
+        assert f"{low} to {high} real {floor}" in text
+        assert meaning.text in text
+        assert f"remark {i}." in text
 
 
 def test_one_split_says_what_its_interval_is_of(tmp_path):

@@ -119,11 +119,14 @@ def test_an_image_of_another_size_is_brought_to_the_models(sample, digits, tmp_p
     assert sample("--n", 2, "--near", path)["image"].shape == (2, 8, 8, 1)
 
 
-def test_a_bundle_draws_what_its_run_draws(run_cli, finished, sample, tmp_path):
+def test_a_bundle_draws_what_its_run_draws(run_cli, finished, sample, tmp_path, capsys):
     out = tmp_path / "of_bundle.npz"
     options = ("--n", 23, "--seed", 4, "--temperature", 0.7)
     assert run_cli("sample", finished / "export", "--out", out, *options) == 0
     of_run = sample(*options)
+    # It is known for what it is: generated images are no real ones to judge others by.
+    assert run_cli("evaluate", out, finished / "export") == 2
+    assert "of_bundle.npz is generated" in capsys.readouterr().err
     with np.load(out) as of_bundle:
         assert set(of_bundle) == set(of_run)
         for name, value in of_run.items():

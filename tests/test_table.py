@@ -98,3 +98,6 @@ def test_classes_are_lines_of_a_table_of_their_own_and_changes_a_column():
 def test_a_remark_is_made_once():
     other = dataclasses.replace(ROW, name="recall", remarks=("Few.", "Copies."))
     assert audit_remarks([ROW, other]) == ["fd/pixels, recall: Few.", "recall: Copies."]
+    of_classes = [dataclasses.replace(ROW, group=group) for group in ("cat", "dog")]
+    assert audit_remarks(of_classes) == ["fd/pixels of cat, dog: Few."]
+    assert audit_remarks([ROW, *of_classes]) == ["fd/pixels: Few."]

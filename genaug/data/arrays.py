@@ -186,6 +186,7 @@ def _float_to_uint8(array: np.ndarray, float_range: tuple[float, float], where: 
     if found[0] < low or found[1] > high:
         raise DataError(
             f"{where}: {array.dtype} values from {found[0]:g} to {found[1]:g}, outside the "
-            f"declared range {low:g} to {high:g}; declare theirs, e.g. --data.float-range 0 255"
+            f"declared range {low:g} to {high:g}; declare theirs, e.g. --data.float-range 0 255, "
+            "or save bytes"
         )
     return np.rint((array - low) / (high - low) * 255).astype(np.uint8)

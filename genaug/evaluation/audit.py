@@ -4,113 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
 from genaug.devices import DeviceMesh
-from genaug.evaluation.copying import copying_test, outstanding
+from genaug.evaluation.copying import RATIO_NEIGHBOURS, copying_test, ratio_at
+from genaug.evaluation.distances import nearest
 from genaug.evaluation.diversity import vendi_score
 from genaug.evaluation.features import FeatureNet, pixels
 from genaug.evaluation.frechet import frechet_distance
+from genaug.evaluation.further import Judged, Seen, further
 from genaug.evaluation.guards import check_features, check_sets
 from genaug.evaluation.intervals import half_sampling
 from genaug.evaluation.kernels import kid
 from genaug.evaluation.manifold import NEIGHBOURS, manifold_scores
 from genaug.evaluation.matching import Labels, Sets, comparable, fewest, pick, require_alike
+from genaug.evaluation.meanings import LIKENESS, MEMORISATION, metric_name
 from genaug.evaluation.memorisation import (
-    authenticity,
+    authenticity_at,
     closer_to_train,
-    copies,
-    near_copy_threshold,
+    copies_at,
+    lower_end,
+    share_of,
 )
-from genaug.evaluation.results import Better, Result, provenance
+from genaug.evaluation.results import Result, provenance
 from genaug.evaluation.sliced import mind
 from genaug.types import UserError
 
 # Above this share of examples without a neighbourhood of their own, the reader is told.
 _EMPTY_BALLS = 0.02
-
-
-class Meaning(NamedTuple):
-    """How to read a metric: which way is better, a sentence, and whether it is a share."""
-
-    better: Better
-    text: str
-    share: bool = True
-
-
-LIKENESS = {
-    "frechet": Meaning(
-        "lower",
-        "How far the synthetic set as a whole lies from held-out real data, seen through the "
-        "feature net; the floor is what two real sets of this size score.",
-        share=False,
-    ),
-    "kernel": Meaning(
-        "lower",
-        "How far the sets lie apart by the kernel distance, which needs few examples: sets of one "
-        "kind score 0, some of them a little less.",
-        share=False,
-    ),
-    "mind": Meaning(
-        "lower",
-        "How far the sets lie apart along a thousand random directions, in all their moments; the "
-        "floor is what two real sets of this size score.",
-        share=False,
-    ),
-    "vendi": Meaning(
-        "higher",
-        "How many different examples the synthetic set is worth; the floor is what as many real "
-        "ones are worth.",
-        share=False,
-    ),
-    "precision": Meaning("higher", "Share of synthetic examples that look like some real ones."),
-    "recall": Meaning(
-        "higher", "Share of real examples that lie within what the generator can draw."
-    ),
-    "density": Meaning(
-        "higher",
-        "How firmly synthetic examples sit where real ones are dense; real data scores about 1, "
-        "more means they crowd the typical ones.",
-        share=False,
-    ),
-    "coverage": Meaning("higher", "Share of real examples that have a synthetic one close by."),
-}
-MEMORISATION = {
-    "closer_to_train": Meaning(
-        "lower",
-        "Share of synthetic examples that lie closer to a training example than to any of as many "
-        "held-out ones; an honest generator scores one half, a copyist more.",
-    ),
-    "exact_copies": Meaning(
-        "lower",
-        "Share of synthetic examples that equal a training example pixel for pixel; the floor is "
-        "that of real unseen data.",
-    ),
-    "near_copies": Meaning(
-        "lower",
-        "Share of synthetic examples closer to a training example than 99 % of real unseen ones "
-        "are.",
-    ),
-    "standing_out": Meaning(
-        "lower",
-        "Share of synthetic examples with one training example closer than its neighbours by more "
-        "than 99 % of real unseen ones have.",
-    ),
-    "authenticity": Meaning(
-        "higher",
-        "Share of synthetic examples that are no closer to their nearest training example than "
-        "other training examples are; the floor is that of real unseen data.",
-    ),
-    "copying_test": Meaning(
-        "none",
-        "The statistic C_T: below 0 synthetic examples lie nearer to training examples than real "
-        "unseen ones do (copies), above 0 further off (a poor fit).",
-        share=False,
-    ),
-}
 
 
 def audit(
@@ -126,6 +49,8 @@ def audit(
     draws: int = 50,
     seed: int,
     mesh: DeviceMesh | None = None,
+    every: bool = False,
+    scorer: FeatureNet | None = None,
 ) -> list[Result]:
     """Measure likeness, variety and memorisation of `synthetic`, each beside its floor.
 
@@ -153,7 +78,10 @@ def audit(
         draws: half-samples behind each interval of those and of the Fréchet distance.
         seed: of every subsample.
         mesh: the devices that search for neighbours and sum kernels; None is JAX's default device.
-            The net has its own. Nothing but the kernel distance's last digits depends on it.
+            The net has its own. Nothing but the kernel distances' last digits depends on it.
+        every: also what takes longer (`further.further`): the Fréchet distance at infinite n,
+            Gaussian MMD, clipped density and coverage, MiFID, the classifier score.
+        scorer: examples in, logits of a classifier out, for that score; read if `every`.
 
     Raises:
         UserError: sets of different shape or dtype, one set given twice, float images, too few
@@ -183,10 +111,27 @@ def audit(
     features = Sets(
         *(np.asarray(net.apply(each[some])) for each, some in zip(compared, rows, strict=True))
     )
-    about = provenance(holdout[rows.holdout], seed, features=net.name, k=str(k), **net.provenance)
+    how = {"dtype": str(features.synthetic.dtype), **net.provenance}
+    about = provenance(holdout[rows.holdout], seed, features=net.name, k=str(k), **how)
+    found = _likeness(features, net, k, draws, seed, mesh, whole=True)
+    if every:
+        matched = rows.train
+        if second is not None:
+            matched = comparable(sets, of_sets, names, generator)[0].train
+        seen = np.asarray(net.apply(train))
+        judged = None
+        if scorer is not None:
+            of_real, made = compared.train[rows.train], synthetic[rows.synthetic]
+            judged = Judged(scorer, scorer.apply(of_real), scorer.apply(made))
+        more, left_out = further(
+            features, Seen(seen, seen[matched]), net, judged,
+            k=k, draws=draws, seed=seed, mesh=mesh,
+        )  # fmt: skip
+        found[0] = dataclasses.replace(found[0], remarks=(*found[0].remarks, *left_out))
+        found += more
     found = [
         dataclasses.replace(each, remarks=(*each.remarks, *mix, *remarks.likeness))
-        for each in _likeness(features, net, k, draws, seed, mesh, whole=True)
+        for each in found
     ]
     if of_compared is not None:
         picked = Sets(*(each[some] for each, some in zip(of_compared, rows, strict=True)))
@@ -198,8 +143,11 @@ def audit(
     flat = pixels()
     own = provenance(train, seed, features=flat.name, **flat.provenance)
     copied = _memorisation(Sets(*(flat.apply(each) for each in sets)), rows, labels, seed, mesh)
-    return [dataclasses.replace(each, provenance=about) for each in found] + [
-        dataclasses.replace(each, remarks=remarks.memorisation, provenance=own) for each in copied
+    return [
+        dataclasses.replace(each, provenance={**about, **each.provenance}) for each in found
+    ] + [
+        dataclasses.replace(each, remarks=(*each.remarks, *remarks.memorisation), provenance=own)
+        for each in copied
     ]
 
 
@@ -229,22 +177,30 @@ def _likeness(
             **manifold_scores(real, other, k, mesh=mesh)._asdict(),
         }
         if whole:
-            found |= {"mind": mind(real, other, seed=seed).value, "vendi": vendi_score(other)}
+            found["mind"] = mind(real, other, seed=seed).value
+        if whole and not blank:
+            found["vendi"] = vendi_score(other)
         return found
 
     train, holdout, synthetic = features
+    blank = sum(int((~each.any(axis=1)).sum()) for each in (train, synthetic))
     measured = half_sampling(measure, holdout, synthetic, draws=draws, seed=seed)
     floor = measure(holdout, train)
     measured["kernel"] = kid(holdout, synthetic, mesh=mesh)
     floor["kernel"] = kid(holdout, train, mesh=mesh).estimate
     n, d = synthetic.shape
     remarks = {"frechet": check_features(n, d, net.name)}
+    if whole and blank:
+        undirected = (
+            f"No {metric_name('vendi', net)}: {blank} rows of features are all 0, of no direction."
+        )
+        remarks["frechet"] += (undirected,)
     if max(measured[name].estimate for name in ("empty_real", "empty_synthetic")) > _EMPTY_BALLS:
         note = ("Many examples have exact copies in their own set, which lowers this.",)
         remarks |= dict.fromkeys(("precision", "recall", "density", "coverage"), note)
     return [
         Result(
-            name=_name(name, net),
+            name=metric_name(name, net),
             value=measured[name].estimate,
             low=measured[name].low if name == "kernel" else max(measured[name].low, 0.0),
             high=min(measured[name].high, 1.0 if meaning.share else np.inf),
@@ -260,17 +216,6 @@ def _likeness(
     ]
 
 
-def _name(metric: str, net: FeatureNet) -> str:
-    """Distances belong to their features; those of Inception have names of their own."""
-    names = {
-        "frechet": net.distance_name,
-        "kernel": "kid" if net.is_fid else f"kd/{net.name}",
-        "mind": f"mind/{net.name}",
-        "vendi": f"vendi/{net.name}",
-    }
-    return names.get(metric, metric)
-
-
 def _memorisation(
     pixels: Sets, rows: Sets, labels: Labels | None, seed: int, mesh: DeviceMesh | None
 ) -> list[Result]:
@@ -278,9 +223,15 @@ def _memorisation(
     train, holdout, synthetic = pixels
     # Floors hold the class mix of the synthetic set: some classes lie closer together than others.
     unseen = holdout[rows.holdout]
-    threshold = near_copy_threshold(train, unseen, mesh=mesh)
-    found, floor = (copies(each, train, threshold, mesh=mesh) for each in (synthetic, unseen))
-    genuine, expected = (authenticity(each, train, mesh=mesh) for each in (synthetic, unseen))
+    # One search of each set serves all of these.
+    k = min(RATIO_NEIGHBOURS, len(train))
+    near, usual = (nearest(each, train, k, mesh=mesh) for each in (synthetic, unseen))
+    within = nearest(train, train, exclude_self=True, mesh=mesh).distance[:, 0]
+    threshold = lower_end(usual.distance[:, 0])
+    found, floor = (copies_at(each.distance[:, 0], threshold) for each in (near, usual))
+    genuine, expected = (authenticity_at(each, within) for each in (near, usual))
+    ratios, of_unseen = (ratio_at(each.distance) for each in (near, usual))
+    standing, outside = (share_of(each < lower_end(of_unseen)) for each in (ratios, of_unseen))
     some, others = train, holdout
     if labels is not None:
         # Both real sets with equal class counts, or nearness would tell of the classes.
@@ -289,19 +240,19 @@ def _memorisation(
         some = train[pick(labels.train, counts, generator)]
         others = holdout[pick(labels.holdout, counts, generator)]
     closer = closer_to_train(synthetic, some, others, seed, mesh=mesh)
-    standing, usual = outstanding(synthetic, unseen, train, mesh=mesh)
     measured: dict[str, tuple[tuple[float, ...], float]] = {
         "closer_to_train": (closer, 0.5),
         "exact_copies": (found.exact, floor.exact.value),
         "near_copies": (found.near, floor.near.value),
-        "standing_out": (standing, usual.value),
+        "standing_out": (standing, outside.value),
         "authenticity": (genuine, expected.value),
     }
+    left_out: tuple[str, ...] = ()
     try:
         test = copying_test(synthetic, train, unseen, seed=seed, mesh=mesh)
         measured["copying_test"] = ((test.value, test.low, test.high), 0.0)
-    except UserError:  # Too few for any cell: the other measures stand without it.
-        pass
+    except UserError as error:  # Too few for any cell: the other measures stand without it.
+        left_out = (f"No copying_test: {error}.",)
     return [
         Result(
             name=name,
@@ -313,6 +264,7 @@ def _memorisation(
             n=len(synthetic),
             share=MEMORISATION[name].share,
             meaning=MEMORISATION[name].text,
+            remarks=left_out if name == "closer_to_train" else (),
         )
         for name, (figures, real) in measured.items()
     ]

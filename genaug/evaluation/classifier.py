@@ -205,10 +205,23 @@ def features(
     config: Classifier, num_classes: int, params: Params
 ) -> Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n d"]]:
     """The hidden layer of the first replica in `params`."""
+    return _of_first(config, num_classes, params, 1)
+
+
+def logits(
+    config: Classifier, num_classes: int, params: Params
+) -> Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n k"]]:
+    """The logits of the first replica in `params`."""
+    return _of_first(config, num_classes, params, 0)
+
+
+def _of_first(
+    config: Classifier, num_classes: int, params: Params, which: int
+) -> Callable[[np.ndarray], np.ndarray]:
     net = net_of(config, num_classes)
     first = jax.tree.map(lambda a: a[0], params)
-    hidden = jax.jit(lambda params, images: apply_blocked(net, params, images)[1])
-    return lambda images: np.asarray(_padded(lambda x: hidden(first, x), images))
+    output = jax.jit(lambda params, images: apply_blocked(net, params, images)[which])
+    return lambda images: np.asarray(_padded(lambda x: output(first, x), images))
 
 
 def _padded(function: Callable[[Array], Array], images: np.ndarray, block: int = 512) -> np.ndarray:

@@ -16,11 +16,13 @@ from genaug.evaluation.distances import nearest, require_rows
 from genaug.evaluation.frechet import frechet_distance
 from genaug.evaluation.intervals import normal_quantile
 from genaug.evaluation.kernels import unit_rows
-from genaug.evaluation.memorisation import Share, share_of
 from genaug.types import UserError
 
 # Added to a memorisation distance before dividing by it, as by the competition that defined MiFID.
 _TINY = 1e-14
+
+RATIO_NEIGHBOURS = 50
+"""Training examples whose mean distance the neighbour ratio is over (Carlini et al. 2023)."""
 
 
 class CopyingTest(NamedTuple):
@@ -67,7 +69,7 @@ def copying_test(
     level: float = 0.95,
     mesh: DeviceMesh | None = None,
 ) -> CopyingTest:
-    """C_T, the three-sample test for data copying (Meehan, Chaudhuri & Dasgupta 2020, sec. 3.2).
+    """C_T, the three-sample test for data copying (Meehan, Chaudhuri & Dasgupta 2020).
 
     The training set is reduced to `dim` principal components and cut into `cells` by k-means. In
     every cell the distances of synthetic and of held-out examples to the nearest training example
@@ -124,63 +126,68 @@ def mifid(
     train: Float[np.ndarray, "t d"],
     threshold: float = 0.1,
 ) -> Mifid:
-    """The Fréchet distance to the training set, made worse for copying (Bai et al. 2021, sec. 3).
+    """The Fréchet distance to the training set, made worse for copying (Bai et al. 2021, MiFID).
 
     The memorisation distance is the mean over synthetic examples of the smallest cosine distance
-    1 - cos to a training example, in the same features. Where it is below `threshold` the Fréchet
-    distance is divided by it. The threshold belongs to a feature net: 0.1 was set for Inception's
-    pooled features, and real unseen data must lie above it. Half the squared distance of unit rows
-    is 1 - cos without cancellation, so exact copies count 0.
+    1 - cos to a training example, in the same features. (The paper's is 1 - |cos|, the same for
+    features from 0 up, as Inception's are; torchmetrics takes the mean over training examples.)
+    Where it is below `threshold` the Fréchet distance is divided by it. The threshold belongs to a
+    feature net: 0.1 was set for Inception's pooled features, and real unseen data must lie above.
 
     Raises:
         UserError: fewer than 2 rows, a row of zeros, NaN or infinity.
     """
     distance = frechet_distance(train, synthetic)
+    cosine = float(cosine_distances(synthetic, train).mean())
+    return Mifid(penalised(distance, cosine, threshold), distance, cosine)
+
+
+def cosine_distances(
+    synthetic: Float[np.ndarray, "n d"],
+    train: Float[np.ndarray, "t d"],
+    *,
+    mesh: DeviceMesh | None = None,
+) -> Float64[np.ndarray, " n"]:
+    """The smallest cosine distance of each synthetic row to a training row, in [0, 2].
+
+    Half the squared distance of unit rows is 1 - cos without cancellation, so copies are at 0.
+
+    Raises:
+        UserError: a row of zeros, NaN or infinity.
+    """
     units = unit_rows(synthetic, "the synthetic set"), unit_rows(train, "the training set")
-    cosine = float(np.square(nearest(*units).distance[:, 0]).mean() / 2)
-    weight = 1 / (cosine + _TINY) if cosine < threshold else 1.0
-    return Mifid(distance * weight, distance, cosine)
+    return np.square(nearest(*units, mesh=mesh).distance[:, 0]) / 2
+
+
+def penalised(distance: float, cosine_distance: float, threshold: float) -> float:
+    """A Fréchet distance divided by the memorisation distance where that is below `threshold`."""
+    return distance / (cosine_distance + _TINY) if cosine_distance < threshold else distance
 
 
 def neighbour_ratio(
     synthetic: Float[np.ndarray, "n d"],
     train: Float[np.ndarray, "t d"],
-    k: int = 50,
+    k: int = RATIO_NEIGHBOURS,
     *,
     mesh: DeviceMesh | None = None,
 ) -> Float64[np.ndarray, " n"]:
     """How much nearer the nearest training example is than training examples nearby are, [n].
 
     The distance to the nearest over the mean distance to the `k` nearest, itself among them
-    (Carlini et al. 2023, eq. 1, less its constant 1/alpha = 2): 0 for a copy, near 1 where no
-    training example stands out. A plain distance flags flat images, which are near to many.
+    (Carlini et al. 2023, arXiv 2301.13188, less a constant 1/alpha = 2): 0 for a copy, near 1 where
+    no training example stands out. A plain distance flags flat images, which are near to many.
     0 also where all `k` are copies. `mesh` is as for `nearest`.
 
     Raises:
         UserError: fewer than `k` training examples, NaN or infinity.
     """
-    distance = nearest(synthetic, train, k, mesh=mesh).distance
+    return ratio_at(nearest(synthetic, train, k, mesh=mesh).distance)
+
+
+def ratio_at(distance: Float64[np.ndarray, "n k"]) -> Float64[np.ndarray, " n"]:
+    """`neighbour_ratio`, from the ascending distances to the `k` nearest training examples."""
     mean = distance.mean(axis=1)
     return np.divide(distance[:, 0], mean, out=np.zeros(len(mean)), where=mean > 0)
-
-
-def outstanding(
-    synthetic: Float[np.ndarray, "n d"],
-    unseen: Float[np.ndarray, "h d"],
-    train: Float[np.ndarray, "t d"],
-    *,
-    k: int = 50,
-    quantile: float = 0.01,
-    mesh: DeviceMesh | None = None,
-) -> tuple[Share, Share]:
-    """The share whose `neighbour_ratio` only a share `quantile` of real unseen examples falls
-    below: of `synthetic`, and (about `quantile`) of `unseen`. k is at most the training set's size.
-    `mesh` is as for `nearest`.
-    """
-    k = min(k, len(train))
-    ratios, usual = (neighbour_ratio(each, train, k, mesh=mesh) for each in (synthetic, unseen))
-    threshold = float(np.quantile(usual, quantile))
-    return share_of(ratios < threshold), share_of(usual < threshold)
 
 
 def _in_cells(

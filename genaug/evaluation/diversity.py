@@ -33,7 +33,7 @@ class ClassifierScore(NamedTuple):
 
 
 def vendi_score(x: Float[np.ndarray, "n d"], q: float = 1.0) -> float:
-    """The effective number of distinct examples in `x`, 1 to n (Friedman & Dieng 2023, def. 1).
+    """The effective number of distinct examples in `x`, 1 to n (Friedman & Dieng 2023).
 
     exp of the entropy of the eigenvalues of K / n, K the cosine similarities. Of order `q` it is
     (sum of l^q)^(1 / (1 - q)) (Pasarkar & Dieng 2024, Rényi's entropy): q = 1 the above, q = 2

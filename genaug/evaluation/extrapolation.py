@@ -39,7 +39,7 @@ def frechet_infinity(
 ) -> Extrapolation:
     """The Fréchet distance that infinitely many synthetic examples would have.
 
-    Chong & Forsyth 2020 (sec. 3): the bias of the distance is about slope / N, so distances at
+    Chong & Forsyth 2020: the bias of the distance is about slope / N, so distances at
     `num_sizes` sizes N, evenly spaced from `smallest` to all, are fitted by least squares on 1/N,
     and the intercept is the answer. It may be negative for a very good set. As in the paper the
     synthetic set alone is subsampled, against all of `real`, whose own bias (about a constant over

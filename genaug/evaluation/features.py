@@ -141,6 +141,16 @@ def is_fid(sha256: str, tap: str) -> bool:
     return tap == "2048" and sha256.startswith(inception_v3.SHA256_PREFIX)
 
 
+def is_inception_score(net: FeatureNet) -> bool:
+    """Whether a classifier score on the outputs of `net` is the Inception Score."""
+    about = net.provenance
+    return (
+        net.name == "inception-logits_unbiased"
+        and about.get("weights_sha256", "").startswith(inception_v3.SHA256_PREFIX)
+        and about.get("resize") == "torch-fidelity"
+    )
+
+
 SMALL = 64
 """Images up to this side, in pixels, are brought to 96 for EfficientNet: a sixth of the time."""
 

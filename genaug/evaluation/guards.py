@@ -40,8 +40,10 @@ def check_sets(sets: Sets) -> Remarks:
     """
     for name, each in zip(("training", "held-out", "synthetic"), sets, strict=True):
         _check_values(each, name)
+    _check_bytes(sets)
     train, holdout, synthetic = (_counted(each) for each in sets)
-    for name, real in (("training", train), ("held-out", holdout)):
+    both = {row: train.get(row, 0) + holdout.get(row, 0) for row in train | holdout}
+    for name, real in (("training", train), ("held-out", holdout), ("whole real", both)):
         if real == synthetic:
             raise UserError(
                 f"the {name} and the synthetic set are the same examples: a set says nothing "
@@ -77,6 +79,20 @@ def _check_values(examples: Shaped[np.ndarray, "n ..."], name: str) -> None:
         )
 
 
+def _check_bytes(sets: Sets) -> None:
+    """Floats from 0 to 1 cast to bytes are all 0 and 1, which beside real bytes is black."""
+    if any(each.dtype != np.uint8 for each in sets):
+        return
+    brightest = [int(each.max()) for each in sets]
+    for name, value in zip(("training", "held-out", "synthetic"), brightest, strict=True):
+        if value == 1 and max(brightest) > 1:
+            raise UserError(
+                f"the {name} set holds no byte but 0 and 1, another set bytes up to "
+                f"{max(brightest)}: it looks like images from 0 to 1 that were cast to bytes. "
+                "Scale before you round: np.clip(np.rint(255 * x), 0, 255).astype(np.uint8)"
+            )
+
+
 def _counted(examples: np.ndarray) -> Counts:
     """How often each example occurs, by the digest of its bytes."""
     found: Counts = {}
@@ -101,10 +117,16 @@ def _duplicates(sets: Mapping[str, Counts]) -> tuple[str, ...]:
 
 
 def _leaks(train: Counts, holdout: Counts, synthetic: Counts) -> tuple[str, ...]:
-    """Synthetic examples that equal a held-out one which the training set does not have."""
+    """Examples that two of the sets share."""
+    copied = sum(count for row, count in synthetic.items() if row in train)
     leaked = sum(count for row, count in synthetic.items() if row in holdout and row not in train)
     both = sum(count for row, count in holdout.items() if row in train)
     remarks = []
+    if copied:
+        remarks.append(
+            f"{copied} of the {sum(synthetic.values())} synthetic examples equal training ones: "
+            "what they score in likeness is not the generator's."
+        )
     if leaked:
         remarks.append(
             f"{leaked} synthetic examples equal held-out ones that are not in the training set: "

@@ -200,7 +200,7 @@ def paired_bootstrap(
 def half_sampling(
     statistic: Callable[[np.ndarray, np.ndarray], Mapping[str, float]],
     x: Float[np.ndarray, "n d"],
-    y: Float[np.ndarray, "m d"],
+    y: Float[np.ndarray, "m e"],
     *,
     draws: int = 50,
     seed: int,
@@ -220,7 +220,7 @@ def half_sampling(
     Args:
         statistic: two arrays in, named numbers out.
         x: [n, d], n >= 4.
-        y: [m, d], m >= 4.
+        y: [m, e], m >= 4; e is d for most statistics.
         draws: half-samples; 50 give the standard deviation to 10 %.
         seed: of the halves.
         level: confidence.

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from genaug.devices import DeviceMesh
-from genaug.evaluation.distances import nearest, require_rows
+from genaug.evaluation.distances import Neighbours, nearest, require_rows
 from genaug.evaluation.intervals import wilson
 from genaug.types import UserError
 
@@ -95,7 +95,12 @@ def near_copy_threshold(
     """
     if not 0 <= quantile <= 1:
         raise UserError(f"quantile {quantile} is not a share: give a number from 0 to 1")
-    return float(np.quantile(nearest(holdout, train, mesh=mesh).distance[:, 0], quantile))
+    return lower_end(nearest(holdout, train, mesh=mesh).distance[:, 0], quantile)
+
+
+def lower_end(values: Float[np.ndarray, " n"], quantile: float = 0.01) -> float:
+    """What only a share `quantile` of `values` falls below."""
+    return float(np.quantile(values, quantile))
 
 
 def copies(
@@ -107,7 +112,11 @@ def copies(
 ) -> Copies:
     """The shares of synthetic examples at distance 0 from a training example, and nearer than
     `threshold` (which includes the former)."""
-    distance = nearest(synthetic, train, mesh=mesh).distance[:, 0]
+    return copies_at(nearest(synthetic, train, mesh=mesh).distance[:, 0], threshold)
+
+
+def copies_at(distance: Float[np.ndarray, " n"], threshold: float) -> Copies:
+    """`copies`, from the distance of each synthetic example to its nearest training example."""
     exact = distance == 0
     return Copies(share_of(exact), share_of(exact | (distance < threshold)))
 
@@ -127,8 +136,13 @@ def authenticity(
         UserError: fewer than 2 training examples, NaN or infinity.
     """
     require_rows(train, "the training set", 2)
-    to_train = nearest(synthetic, train, mesh=mesh)
     within = nearest(train, train, exclude_self=True, mesh=mesh).distance[:, 0]
+    return authenticity_at(nearest(synthetic, train, mesh=mesh), within)
+
+
+def authenticity_at(to_train: Neighbours, within: Float[np.ndarray, " t"]) -> Share:
+    """`authenticity`, from the nearest training example of each synthetic one, and the distance of
+    each training example to the nearest other one."""
     # Indexed by the training neighbour, not by the synthetic row: the slip of several toolkits.
     return share_of(within[to_train.index[:, 0]] < to_train.distance[:, 0])
 

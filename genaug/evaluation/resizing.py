@@ -1,7 +1,7 @@
 """Images to a feature network's size, by the three conventions in which FID is computed.
 
 Each is separable: one interpolation matrix for the rows and one for the columns. They differ by
-more than models do (Parmar et al. 2022, section 3), so a result names its convention.
+more than models do (Parmar et al. 2022), so a result names its convention.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def bilinear(size: int, out: int) -> Float64[np.ndarray, "{out} {size}"]:
 
 
 def bicubic(size: int, out: int) -> Float64[np.ndarray, "{out} {size}"]:
-    """Pillow's: Keys' cubic (1981, eq. 4, a = -1/2), widened when it shrinks an image.
+    """Pillow's: Keys' cubic (1981; a = -1/2), widened when it shrinks an image.
 
     Weights outside the image are left out and the others sum to 1.
     """
