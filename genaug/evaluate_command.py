@@ -137,6 +137,8 @@ def _is_synthetic(path: Path) -> bool:
     ):
         return True
     try:
+        if sound := next(path.glob("*/*.wav"), None):
+            return b'"synthetic": "genaug"' in sound.read_bytes()
         with Image.open(next(path.glob("*/*.png"))) as picture:
             return picture.info.get("synthetic") == "genaug"
     except (StopIteration, OSError):  # An unreadable one is named where the folder is read.

@@ -80,6 +80,9 @@ def test_a_model_of_sounds_draws_sounds(run_cli, trained, birds, tmp_path, capsy
         assert (about["synthetic"], about["seed"], about["index"]) == ("genaug", 4, i)
     assert (out / "grid.png").is_file()
 
+    assert run_cli("evaluate", out, birds) == 2
+    assert "is generated, and real data stands first" in capsys.readouterr().err
+
     # What was drawn is data again, and a sound is what a variation begins with.
     again = Data(source=str(out), sound=SOUND, valid_fraction=0.0, test_fraction=0.0)
     assert again.read()[0].class_names == ("owl", "wren")
