@@ -26,9 +26,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest import mock
 
+import jax
+
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = Path(__file__).with_name("reliability_run.py")
 RESULTS = Path(__file__).with_name("ERRORS.md")
+ABOUT = """# What genaug says to a bad input
+
+Written by `python -m benchmarks.errors --write`: every input below was given to the program, and
+this is what it printed, with paths shortened. {good} of {all} were answered with the exit code that
+is wanted and one line, without a stack of calls, and with nothing written.
+"""
 LONGEST = 400
 """Characters of a message that the table shows."""
 HEAD = "| what is wrong | exit code | what genaug says |\n|---|---|---|"
@@ -89,7 +97,7 @@ def _here(words: list[str], place: Place, environment: Mapping[str, str]) -> tup
         contextlib.redirect_stderr(error),
         contextlib.redirect_stdout(io.StringIO()),
         # JAX has been started, so its devices are there already.
-        mock.patch("genaug.devices.use_cpu_cores_as_devices", lambda: None),
+        mock.patch("genaug.devices.use_cpu_cores_as_devices", return_value=None),
     ):
         try:
             code = cli.main(words)
@@ -195,6 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="WORD", help="cases that this is a part of")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
+    jax.config.update("jax_num_cpu_devices", 8)
     cases = [c for c in all_cases() if options.only in f"{c.about}: {c.wrong}"]
     table: list[str] = []
     about, bad = "", 0
@@ -209,13 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(answer.said)
     print(f"{len(cases) - bad} of {len(cases)} answered")
     if options.write:
-        text = (
-            "# What genaug says to a bad input\n\n"
-            "Written by `python -m benchmarks.errors --write`: every input below was given to the program, and this is what it printed, with paths "
-            f"shortened. {len(cases) - bad} of {len(cases)} were answered with the exit code that "
-            "is wanted and one line, without a stack of calls, and with nothing written.\n"
-        )
-        RESULTS.write_text(text + "\n".join(table) + "\n")
+        about = ABOUT.format(good=len(cases) - bad, all=len(cases))
+        RESULTS.write_text("\n".join([about.rstrip(), *table, ""]))
     return int(bool(bad))
 
 

@@ -40,7 +40,14 @@ def given(words: str, code: int, *said: str) -> Case:
 
 def typed(words: str, code: int, *said: str, fresh: bool = False) -> Case:
     """A command that cannot be."""
-    return Case("commands", f"`genaug {words}`", command(*words.split()), code, said, fresh=fresh)
+    return Case(
+        "commands",
+        f"`{f'genaug {words}'.strip()}`",
+        command(*words.split()),
+        code,
+        said,
+        fresh=fresh,
+    )
 
 
 TRANSFORMER = """
@@ -59,6 +66,12 @@ def config():
 def pairing(model: str, module: str, data: str, source: str = "") -> str:
     """An experiment of a family and a kind of data."""
     return TRANSFORMER.format(model=model, module=module, data=data, source=source)
+
+
+def _open_cache(place: Place) -> Sequence[Any]:
+    (place.folder / "cache").mkdir()
+    (place.folder / "cache").chmod(0o777)
+    return ("run", place.experiment, "--run-dir", place.folder / "run")
 
 
 CASES = [
@@ -85,6 +98,9 @@ CASES = [
          lambda p: ("run", p.experiment, "--from-run", p.finished), 2, ("and not both",)),
     Case("commands", "`GENAUG_CPU_DEVICES=two`", fields(), 2, ("GENAUG_CPU_DEVICES is 'two'",),
          environment={"GENAUG_CPU_DEVICES": "two"}),
+    Case("commands", "a compile cache that others may write to", _open_cache, 2,
+         ("JAX_COMPILATION_CACHE_DIR is cache", "others may write to", "chmod 700"),
+         environment={"JAX_COMPILATION_CACHE_DIR": "cache"}),
     Case("experiment files", "none of that name", experiment(None), 2,
          ("There is no experiment file", "other.py")),
     Case("experiment files", "no `config()`", experiment("x = 1\n"), 2,

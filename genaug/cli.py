@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -90,9 +91,11 @@ DISK_REFUSES = {
 
 def _start(options: argparse.Namespace) -> Console:
     """The devices, before JAX starts; the console."""
+    from genaug.compile_cache import NAME, keep_private
     from genaug.devices import use_cpu_cores_as_devices
     from genaug.logs import make_console
 
+    keep_private(os.environ.get(NAME))
     use_cpu_cores_as_devices()
     return make_console(options.quiet)
 
