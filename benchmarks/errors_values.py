@@ -164,6 +164,7 @@ CASES = [
     given("--train.accumulate 0", 2, "train.accumulate must be at least 1"),
     given("--train.class-balance 1.5", 2, "train.class-balance is 1.5", "from 0 to 1"),
     given("--train.largest-norm 0", 2, "train.largest-norm is 0.0", "above 0"),
+    given("--train.spike-factor 0.5", 2, "train.spike-factor is 0.5", "above 1"),
     given("--train.patience 0", 2, "train.patience must be at least 1"),
     given("--train.start-from absent", 2, "absent is no run folder"),
     given("--train.coverage-samples 3", 2, "train.coverage-samples is 3", "6 or more"),
