@@ -225,7 +225,7 @@ CASES = [
          ("config.json", "Not a directory")),
     compared("the same set twice", 2, ("the same examples", "says nothing about itself")),
     compared("the training set held out", 2, ("the same examples: hold others out",),
-             more="--holdout real.npz", image=FLIPPED),
+             more="--holdout real.npz --features pixels", image=FLIPPED),
     compared("other classes", 2, ("a, b, d", "a, b, c", "same names"),
              class_names=np.array(["a", "b", "d"])),
     compared("other sizes", 2, ("(9, 9, 1)", "(8, 8, 1)", "--image-size"),
