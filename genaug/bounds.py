@@ -23,7 +23,7 @@ _ABOVE_0 = Bound(lambda x: 0 < x < math.inf, "above 0")
 _LEAST_1 = Bound(lambda x: x >= 1, "at least 1")
 
 BOUNDS = {
-    "learning_rate": _ABOVE_0,
+    "learning_rate": _LEAST_0,
     "b1": _SHARE,
     "b2": _SHARE,
     "momentum": _SHARE,
