@@ -3,22 +3,19 @@
     python -m benchmarks.reliability [--short] [--only NAME ...] [--count NAME=N ...] [--write]
 
 A fault counts as survived when all that the table says of it holds. The interval is Wilson's, at
-95 %. `--short` injects a few of each; `--write` puts the table into RELIABILITY.md.
+95 %. `--short` injects a few of each. `--write` keeps what was found in reliability.json, a record
+a row, and writes RELIABILITY.md from the newest record of every row: they may be of several runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import os
-import platform
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +23,13 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+from benchmarks import reliability_cost, reliability_inputs  # noqa: E402
 from benchmarks import reliability_faults as faults  # noqa: E402
+from benchmarks import reliability_processes as processes  # noqa: E402
+from benchmarks import reliability_table as table  # noqa: E402
 from genaug.train import Train  # noqa: E402
 
 RESULTS = Path(__file__).with_name("RELIABILITY.md")
-HEAD = "| fault | survived means | survived | 95 % interval | of what |\n|---|---|---|---|---|"
-Z95 = 1.959964
 
 
 class Row(NamedTuple):
@@ -60,32 +58,27 @@ ROWS = (
         "a clear error; the checkpoint before restored bit for bit", faults.refused_by_the_disk,
         20, 2),
     Row("kill-train", "kill -9 of `genaug train` at random moments, once or twice", SAME,
-        partial(faults.killed, "train"), 150, 1),
+        partial(processes.killed, "train"), 150, 1),
     Row("told-train", "SIGTERM or Ctrl-C to `genaug train` at a random moment", LEFT,
-        partial(faults.told, "train"), 30, 0),
+        partial(processes.told, "train"), 30, 0),
     Row("kill-run", "kill -9 of `genaug run` at random moments, once or twice", SAME,
-        partial(faults.killed, "run"), 50, 0),
+        partial(processes.killed, "run"), 50, 0),
     Row("told-run", "SIGTERM or Ctrl-C to `genaug run` at a random moment", LEFT,
-        partial(faults.told, "run"), 10, 0),
+        partial(processes.told, "run"), 10, 0),
+    Row("processes", "1 to 2 to 1 processes, in the middle of training",
+        "every array's digest and the next batch as they were, no update lost or made twice",
+        processes.handed_on, 30, 0),
+    Row("lost", "kill -9 or SIGSTOP of one of two processes under `genaug launch`",
+        "both started again within 60 s, and in the end the bits of the unbroken launch",
+        processes.lost, 20, 0),
+    Row("inputs", "bad inputs", "the exit code and one line that names and mends it; no stack of "
+        "calls, nothing written", reliability_inputs.answered, 10_000, 0),
+    Row("fuzz", "files of every kind that genaug reads, changed at random",
+        "read, or refused in words; nothing else, and no hang", reliability_inputs.fuzzed,
+        1_000_000, 0),
+    Row("cache", "bits flipped in a compiled program that JAX keeps, or it cut off",
+        "compiled again, the same result", reliability_inputs.recompiled, 500, 8),
 )  # fmt: skip
-
-
-def wilson(good: int, tried: int) -> tuple[float, float]:
-    """The interval of a share (Wilson 1927), at 95 %."""
-    share, spread = good / tried, Z95**2 / tried
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z95 * math.sqrt(share * (1 - share) / tried + spread / (4 * tried)) / (1 + spread)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
-def line(row: Row, found: faults.Counted | None) -> str:
-    """A row of the table."""
-    if found is None:
-        return f"| {row.fault} | {row.survived} | not run: needs root and mount | | |"
-    low, high = (f"{100 * share:.1f}" for share in wilson(found.survived, found.tried))
-    count = f"{found.survived} of {found.tried}"
-    shown = count if found.survived == found.tried else f"**{count}**"
-    return f"| {row.fault} | {row.survived} | {shown} | {low} to {high} % | {found.remark} |"
 
 
 def spread(values: list[float], scale: float = 1.0) -> str:
@@ -96,7 +89,10 @@ def spread(values: list[float], scale: float = 1.0) -> str:
 
 def costs(rounds: int) -> list[str]:
     """What saving and looking after the health of updates costs."""
-    saving, ratios = faults.cost_of_saving(rounds), faults.cost_of_the_guard(rounds)
+    saving, ratios = (
+        reliability_cost.cost_of_saving(rounds),
+        reliability_cost.cost_of_the_guard(rounds),
+    )
     every = Train().checkpoint_every
     shares = [s / (s + every * u) for s, u in zip(saving.save, saving.update, strict=True)]
     return [
@@ -107,6 +103,26 @@ def costs(rounds: int) -> list[str]:
         "Updates that may be left out take "
         f"{spread(ratios)} times as long as updates that may not (interleaved pairs).",
     ]
+
+
+def written(records: dict[str, dict]) -> str:  # type: ignore[type-arg]
+    """The page of the newest record of every row."""
+    page = ["# What a run survives", "", table.HEAD]
+    known = [(row, records.get(row.name)) for row in ROWS]
+    for row, kept in known:
+        page.append(table.line(row.fault, row.survived, table.counted(kept) if kept else None))
+    if cost := records.get("cost"):
+        page += ["", cost["said"]]
+    page += [
+        "",
+        "How, and when. Seconds are those of all injections over their number, on a "
+        "machine that did other work too. Nothing here is of an accelerator.",
+        "",
+        table.HOW,
+    ]
+    page += [table.how(row.fault, kept) for row, kept in known if kept]
+    page += [table.how("the cost", cost)] if cost else []
+    return "\n".join(page) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,29 +136,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", nargs="+", default=[], metavar="NAME=N", help="fewer, or more")
     options = parser.parse_args(arguments)
     counts = dict(one.split("=") for one in options.count)
+    if unknown := counts.keys() - {*names}:
+        parser.error(f"--count {', '.join(sorted(unknown))}: the rows are {', '.join(names)}")
     warnings.simplefilter("ignore")
-    began, lines, failed = time.monotonic(), [HEAD], False
-    print(HEAD)
+    failed, records = False, {}
+    print(table.HEAD)
     for row in ROWS:
         count = int(counts.get(row.name, row.short if options.short else row.full))
         if row.name not in options.only or not count:
             continue
+        began = time.monotonic()
         found = row.inject(count, options.seed)
+        seconds = time.monotonic() - began
         failed |= found is not None and found.survived < found.tried
-        lines.append(line(row, found))
-        print(lines[-1], f"({time.monotonic() - began:.0f} s)", flush=True)
+        print(table.line(row.fault, row.survived, found), f"({seconds:.0f} s)", flush=True)
+        if found:
+            command = f"--only {row.name} --count {row.name}={count} --seed {options.seed}"
+            records[row.name] = table.record(found, seconds, command)
+            if options.write:  # at once: what comes later may be stopped
+                table.write(records)
     if "cost" in options.only:
-        lines += ["", "\n\n".join(costs(3 if options.short else 9))]
-        print(lines[-1])
+        began = time.monotonic()
+        said = "\n\n".join(costs(3 if options.short else 9))
+        print(said)
+        short = " --short" if options.short else ""
+        records["cost"] = table.record(said, time.monotonic() - began, f"--only cost{short}")
     if options.write:
-        words = " ".join(sys.argv[1:] if arguments is None else arguments)
-        about = (
-            f"`python -m benchmarks.reliability {words}` on {os.cpu_count()} CPU cores "
-            f"({platform.machine()}), jax {metadata.version('jax')}, orbax-checkpoint "
-            f"{metadata.version('orbax-checkpoint')}, {(time.monotonic() - began) / 60:.0f} "
-            "minutes. Without `--count` more are injected. Nothing here is of an accelerator."
-        )
-        RESULTS.write_text("# What a run survives\n\n" + about + "\n\n" + "\n".join(lines) + "\n")
+        table.write(records)
+        RESULTS.write_text(written(table.read()))
     return int(failed)
 
 

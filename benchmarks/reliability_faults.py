@@ -6,15 +6,11 @@ Each takes how often, and a seed; what is random is drawn from that.
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from genaug import checkpoint, digests, layouts, parallel
-from genaug.config import load
 from genaug.devices import Mesh, make_mesh
 from genaug.models.cvae import CVAE
 from genaug.nets.autoencoder import MLP
 from genaug.train import Train, fit
 from genaug.types import GenerativeModel, LabelSpec, UserError
 
-ROOT = Path(__file__).parents[1]
-EXPERIMENT = Path(__file__).with_name("reliability_run.py")
 SPEC = {"image": jax.ShapeDtypeStruct((8, 8, 1), np.uint8), "label": LabelSpec(10)}
 
 
@@ -45,128 +38,9 @@ class Counted(NamedTuple):
     seconds: tuple[float, ...] = ()
 
 
-# --- the command line, in processes of its own
-
-
-def _environment(scratch: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "GENAUG_CPU_DEVICES": "2",
-        "GENAUG_DATA_DIR": str(scratch / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
-def _start(command: str, run: Path, scratch: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "genaug.cli", command, str(EXPERIMENT), "--run-dir", str(run)]
-    return subprocess.Popen(
-        [*words, "--quiet"],
-        env=_environment(scratch),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-
-
-def _results(run: Path) -> dict[str, Any]:
-    """What must be the same, bit for bit, however often a run was stopped."""
-    (*_, last) = checkpoint.steps(run / "checkpoints")
-    mark = checkpoint.read_mark(run / "checkpoints", last)
-    assert mark is not None
-    names = ("metrics.jsonl", "results.json", "synthetic.npz", "export/weights.safetensors")
-    files = {name: (run / name).read_bytes() for name in names if (run / name).is_file()}
-    return {"step": last, "arrays": mark["arrays"], **files}
-
-
-def _where(run: Path) -> str:
-    """What a run was doing, by what it has left."""
-    saves = run / "checkpoints"
-    if not (run / "config.json").is_file():
-        return "start"
-    if (run / "synthetic").is_dir():
-        return "evaluate and report"
-    if (run / "study").is_dir():
-        return "baselines and draw"
-    unmarked = [p for p in saves.glob("[0-9]*") if p.is_dir()
-                and not (saves / f"{p.name}.json").is_file()]  # fmt: skip
-    return "save" if unmarked else "train" if (run / "metrics.jsonl").is_file() else "compile"
-
-
-@contextlib.contextmanager
-def _unbroken(command: str) -> Iterator[tuple[Path, dict[str, Any], float]]:
-    """A scratch folder, what an unbroken run finds, and how long it takes with warm caches."""
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        for i in range(2):
-            began = time.monotonic()
-            child = _start(command, scratch / f"whole_{i}", scratch)
-            words = child.communicate()[1]
-            if child.returncode:
-                raise RuntimeError(words)
-        first, second = (_results(scratch / f"whole_{i}") for i in range(2))
-        if first != second:
-            raise RuntimeError("two unbroken runs differ")
-        yield scratch, first, time.monotonic() - began
-
-
-def killed(command: str, count: int, seed: int) -> Counted:
-    """kill -9 at a random moment, then the same command again, to the same bits."""
-    draw, survived = random.Random(seed), 0
-    places: collections.Counter[str] = collections.Counter()
-    with _unbroken(command) as (scratch, wanted, seconds):
-        for i in range(count):
-            run = scratch / f"run_{i}"
-            for _ in range(draw.choice((1, 1, 2))):
-                child = _start(command, run, scratch)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(draw.uniform(0.1, 1.0) * seconds)
-                child.kill()
-                child.communicate()
-                places[_where(run)] += 1
-            child = _start(command, run, scratch)
-            child.communicate()
-            survived += child.returncode == 0 and _results(run) == wanted
-            shutil.rmtree(run)
-    return Counted(survived, count, f"killed in: {_listed(places)}")
-
-
-def told(command: str, count: int, seed: int) -> Counted:
-    """SIGTERM or Ctrl-C at a random moment after the start: the code, the time, and the rest."""
-    draw, survived, waits = random.Random(seed), 0, []
-    places: collections.Counter[str] = collections.Counter()
-    with _unbroken(command) as (scratch, wanted, seconds):
-        for i in range(count):
-            run, number = scratch / f"run_{i}", draw.choice((signal.SIGTERM, signal.SIGINT))
-            child = _start(command, run, scratch)
-            while child.poll() is None and not (run / "config.json").is_file():
-                time.sleep(0.01)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(draw.uniform(0.0, 0.7) * seconds)
-            places[_where(run)] += 1
-            child.send_signal(number)
-            began = time.monotonic()
-            child.communicate()
-            waits.append(time.monotonic() - began)
-            # A run that ends by itself in this moment ends well.
-            good = child.returncode in (128 + number, 0) and waits[-1] <= 10
-            child = _start(command, run, scratch)
-            child.communicate()
-            survived += good and child.returncode == 0 and _results(run) == wanted
-            shutil.rmtree(run)
-    remark = f"told in: {_listed(places)}; left within {max(waits):.1f} s at most"
-    return Counted(survived, count, remark, tuple(waits))
-
-
-def _listed(places: collections.Counter[str]) -> str:
+def listed(places: collections.Counter[str]) -> str:
+    """What happened how often, the most frequent first."""
     return ", ".join(f"{name} {n}" for name, n in places.most_common())
-
-
-# --- in this process
 
 
 def _state(seed: int, mesh: Any) -> tuple[GenerativeModel, Any]:
@@ -250,7 +124,7 @@ def damaged(count: int, seed: int) -> Counted:
             aside = (copy / "damaged" / "20" / "reason.json").is_file()
             survived += bool(words) and named_all and fell_back and aside
             shutil.rmtree(copy)
-    remark = f"{_listed(tried)}; an array was hit, and named, in {named}"
+    remark = f"{listed(tried)}; an array was hit, and named, in {named}"
     return Counted(survived, count, remark)
 
 
@@ -335,7 +209,7 @@ def sick(count: int, seed: int) -> Counted:
         call = (first // 4 + 1) * 4
         noticed = lines[call].get("left_out", 0) >= 1
         survived += noticed and _same(state, wanted)
-    return Counted(survived, count, _listed(kinds))
+    return Counted(survived, count, listed(kinds))
 
 
 def _without(mesh: Any, key: jax.Array, seen: list[int]) -> Any:
@@ -384,70 +258,3 @@ def refused_by_the_disk(count: int, seed: int) -> Counted | None:
             finally:
                 subprocess.run(["umount", name], check=True)
     return Counted(survived, count, f"full {-(-count // 2)}, read-only {count // 2}")
-
-
-# --- what it costs
-
-
-def _vae(updates: int, guard: parallel.Guard | None) -> Callable[[], Any]:
-    """Updates of the MNIST VAE; each call goes on from the one before, and gives the state."""
-    config = load(ROOT / "experiments" / "mnist_vae.py").model
-    spec = {"image": jax.ShapeDtypeStruct((28, 28, 1), np.uint8), "label": LabelSpec(10)}
-    model, mesh = config.make(spec), make_mesh(Mesh(data=2))
-    template = layouts.abstract(model.init, mesh)
-    program = parallel.compile_steps(model.step, mesh, template, 1, guard)
-    generator = np.random.default_rng(0)
-    stack = {
-        "image": generator.integers(0, 256, (updates, 128, 28, 28, 1)).astype(np.uint8),
-        "label": np.zeros((updates, 128), np.int32),
-    }
-    fed = layouts.split_rows(stack, mesh, axis=1)
-    held = [parallel.compile_init(model.init, mesh)(jax.random.key(0))]
-
-    def call() -> Any:
-        held[0], metrics = program(held[0], fed, jax.random.key(1), 0)
-        jax.block_until_ready((held[0], metrics))
-        return held[0]
-
-    return call
-
-
-class Saving(NamedTuple):
-    """Seconds, a value a round: of an update, of a save, and of the digests that it takes."""
-
-    update: list[float]
-    save: list[float]
-    digests: list[float]
-
-
-def cost_of_saving(rounds: int, updates: int = 20) -> Saving:
-    """Updates and saves of the MNIST VAE in turn; a first round compiles."""
-    call, found = _vae(updates, parallel.Guard()), Saving([], [], [])
-    with tempfile.TemporaryDirectory() as name:
-        for i in range(rounds + 1):
-            began = time.perf_counter()
-            state = call()
-            trained = time.perf_counter()
-            digests.arrays(state)
-            summed = time.perf_counter()
-            checkpoint.save(Path(name), i, state)
-            saved = time.perf_counter()
-            if i:
-                found.update.append((trained - began) / updates)
-                found.digests.append(summed - trained)
-                found.save.append(saved - summed)
-    return found
-
-
-def cost_of_the_guard(pairs: int, updates: int = 20) -> list[float]:
-    """Updates that may be left out, over updates that may not: a ratio a pair, interleaved."""
-    sides, ratios = [_vae(updates, parallel.Guard()), _vae(updates, None)], []
-    for i in range(pairs + 1):
-        seconds = [0.0, 0.0]
-        for which in (0, 1) if i % 2 else (1, 0):
-            began = time.perf_counter()
-            sides[which]()
-            seconds[which] = time.perf_counter() - began
-        if i:
-            ratios.append(seconds[0] / seconds[1])
-    return ratios

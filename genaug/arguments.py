@@ -243,6 +243,10 @@ def _launch_options(sub: argparse.ArgumentParser) -> None:
 def parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the command, and the rest: an experiment's fields, its --help among them."""
     top = parser()
+    names = _commands(top)
+    if arguments[:1] and not arguments[0].startswith("-") and arguments[0] not in names:
+        near = _nearest(arguments[0], list(names))
+        top.error(f"there is no command {arguments[0]}.{near} Commands: {', '.join(names)}")
     is_job = arguments[:1] in (["run"], ["train"], ["plan"], ["profile"], ["launch"])
     wants_fields = is_job and any(not a.startswith("-") for a in arguments[1:2])
     if wants_fields and any(a in ("-h", "--help") for a in arguments):
@@ -252,8 +256,29 @@ def parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         return options, [*rest, "--help"]
     options, rest = top.parse_known_args(arguments)
     if rest and not is_job and options.command != "sample":
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        known = options_of(options.command)
+        near = next((_nearest(one, known) for one in rest if one.startswith("-")), "")
+        names[options.command].error(f"unrecognized arguments: {' '.join(rest)}.{near}")
     return _with_experiment(options, rest)
+
+
+def _commands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command, by name."""
+    (found,) = (a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(found)
+
+
+def options_of(command: str) -> list[str]:
+    """The options that a command takes."""
+    return [name for name in _commands(parser())[command]._option_string_actions if name[2:]]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """` Did you mean X?` for the known name that is most like a mistyped one, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(name.partition("=")[0], known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _with_experiment(

@@ -32,7 +32,7 @@ from orbax.checkpoint import v1 as ocp
 
 from genaug import digests
 from genaug.files import write_json
-from genaug.processes import barrier, gathered, is_first
+from genaug.processes import barrier, gathered, is_first, together
 from genaug.types import State, UserError
 
 FORMAT = 2
@@ -247,8 +247,10 @@ def restore(
     finite:   whether an array with a value that is not finite counts as damage.
 
     Raises:
-        UserError: of a checkpoint with other names, shapes or dtypes: all that differ are named.
+        UserError: of a checkpoint with other names, shapes or dtypes: all that differ are named;
+            or of one that a newer genaug wrote.
     """
+    together(lambda: _refuse_newer(directory) if is_first() else None)
     if owner and is_first():
         clear(directory)
     # One verdict for all: a shared disk may show each process something else.
@@ -272,6 +274,17 @@ def restore(
                 return state, step
         _set_aside(directory, step, reasons, owner)
     return None
+
+
+def _refuse_newer(directory: Path) -> None:
+    """What cannot be read is not damaged for that, and must not be set aside."""
+    for step in steps(directory):
+        form = (read_mark(directory, step) or {}).get("format", 1)
+        if form > FORMAT:
+            raise UserError(
+                f"{directory / str(step)} is of format {form}, and this genaug reads {FORMAT}: "
+                "use the newer genaug that wrote it, or another --run-dir."
+            )
 
 
 def about(directory: Path, step: int) -> dict[str, Any]:

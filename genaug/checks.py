@@ -13,6 +13,7 @@ import numpy as np
 
 from genaug import layouts, parallel, train
 from genaug.augmentation import Balance, require_labels, wanted
+from genaug.bounds import check_numbers
 from genaug.config import Experiment, from_json, nearest_name, rare_classes, to_json
 from genaug.data.config import Data
 from genaug.data.dataset import Dataset
@@ -63,6 +64,7 @@ def check(experiment: Experiment) -> None:
     for name, value in shares:
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{name} is {value}; it must lie from 0 to 1.")
+    check_numbers(experiment)
     if study.imbalances and not study.budgets:
         raise UserError("study.imbalances needs study.budgets: how many images a common class has.")
     if not study.weights or 0 in study.weights:

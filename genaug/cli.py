@@ -8,7 +8,9 @@ SIGTERM, as of a machine that is taken away. After the last three the same comma
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genaug import __version__
-from genaug.arguments import parsed, without_supervision
+from genaug.arguments import options_of, parsed, without_supervision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,16 +60,42 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"genaug: {plain(' '.join(str(error).split()))}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in DISK_REFUSES or error.filename is None:
+            raise
+        from genaug.logs import plain
+
+        words = f"{error.filename}: {error.strerror}"
+        print(f"genaug: {plain(words)}: {DISK_REFUSES[error.errno]}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ngenaug: stopped; the same command goes on from here.", file=sys.stderr)
         return 130
 
 
+ELSEWHERE = "name another file or folder"
+DISK_REFUSES = {
+    errno.ENOTDIR: ELSEWHERE,
+    errno.EISDIR: ELSEWHERE,
+    errno.EEXIST: ELSEWHERE,
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EACCES: "give access to it, or name another",
+    errno.EPERM: "give access to it, or name another",
+    errno.EROFS: "give write access, or name another",
+    errno.ENOSPC: "make room, or name another",
+    errno.EDQUOT: "make room, or name another",
+    errno.EIO: "look after the disk, or name another",
+}
+"""What mends a file that cannot be read or written, wherever that comes up."""
+
+
 def _start(options: argparse.Namespace) -> Console:
     """The devices, before JAX starts; the console."""
+    from genaug.compile_cache import NAME, keep_private
     from genaug.devices import use_cpu_cores_as_devices
     from genaug.logs import make_console
 
+    keep_private(os.environ.get(NAME))
     use_cpu_cores_as_devices()
     return make_console(options.quiet)
 
@@ -98,14 +126,16 @@ def _experiment(options: argparse.Namespace, fields: list[str]) -> Experiment:
 
     if (options.experiment is None) == (options.from_run is None):
         raise UserError("Name an experiment file, or --from-run DIR (and not both).")
+    known = options_of(options.command)
     if options.from_run is None:
-        return config.override(config.load(options.experiment), fields)
+        return config.override(config.load(options.experiment), fields, known)
     from genaug.files import read_json
 
     path = options.from_run / "config.json"
     if not path.is_file():
         raise UserError(f"{options.from_run} is no run folder: it has no config.json.")
-    return config.override(config.experiment_from_json(read_json(path), str(path)), fields)
+    found = config.experiment_from_json(read_json(path), str(path))
+    return config.override(found, fields, known)
 
 
 def _run(options: argparse.Namespace, fields: list[str]) -> int:

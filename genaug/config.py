@@ -11,7 +11,7 @@ import io
 import re
 import traceback
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,20 @@ def load(path: str) -> Experiment:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)
                  if f.filename == str(file)]  # fmt: skip
         line = f", line {lines[-1]}" if lines else ""
-        raise UserError(f"{path}{line}: {type(error).__name__}: {error}.") from error
+        words = f"{type(error).__name__}: {error}.{_nearest_field(error, module)}"
+        raise UserError(f"{path}{line}: {words}") from error
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} has no function config() that returns a genaug Experiment.")
     return experiment
+
+
+def _nearest_field(error: Exception, module: Any) -> str:
+    """` Did you mean X?` of an argument that a dataclass does not take, or nothing."""
+    unknown = re.fullmatch(r"(\w+)\.__init__\(\) got an unexpected .*'(\w+)'", str(error))
+    kind = getattr(module, unknown[1], None) if unknown else None
+    if not unknown or not dataclasses.is_dataclass(kind):
+        return ""
+    return nearest_name(unknown[2], [field.name for field in dataclasses.fields(kind)])
 
 
 def nearest_name(name: str, known: list[str]) -> str:
@@ -89,8 +99,13 @@ def flags(config: Any, prefix: str = "--") -> list[str]:
     return names
 
 
-def override(experiment: Experiment, arguments: list[str]) -> Experiment:
-    """The experiment with fields replaced by `--field value` arguments, checked by type."""
+def override(
+    experiment: Experiment, arguments: list[str], options: Sequence[str] = ()
+) -> Experiment:
+    """The experiment with fields replaced by `--field value` arguments, checked by type.
+
+    options: what the command takes beside them; one of these may have been meant.
+    """
     import tyro
 
     known = flags(experiment)
@@ -98,7 +113,7 @@ def override(experiment: Experiment, arguments: list[str]) -> Experiment:
         flag = argument.split("=")[0].replace("_", "-")
         if argument.startswith("--") and argument != "--help" and flag not in known:
             raise UserError(
-                f"There is no field {flag}.{nearest_name(flag, known)} "
+                f"There is no field {flag}.{nearest_name(flag, [*known, *options])} "
                 "All fields: add --help after the experiment file."
             )
     printed = io.StringIO()

@@ -18,7 +18,7 @@ import numpy as np
 from genaug import processes
 from genaug.files import read_json, save_arrays, write_json
 from genaug.logs import Bar
-from genaug.sampling import Rows, Sampler
+from genaug.sampling import Rows, Sampler, check_cond
 from genaug.types import Spec, UserError
 
 PART_ROWS = 4096
@@ -51,6 +51,7 @@ def draw_parts(
     processes each draws its share; all must ask, and all parts are there when it returns.
     """
     ends = np.asarray([addresses[0], addresses[-1]], np.int32)
+    check_cond(conditions(ends), sampler.reads)  # before anything is written
     asked = {**request, "first": addresses[0], "n": len(addresses), "part": size,
              "conditions": _digest(conditions(ends))}  # fmt: skip
     processes.agree("another drawing", asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -35,14 +35,19 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content; a damaged one is a UserError."""
+def read_json(path: Path, needs: Iterable[str] = ()) -> Any:
+    """A JSON file's content; one that is damaged, or lacks what it `needs`, is a UserError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as JSON ({error}): use another --run-dir."
         ) from None
+    if lost := [name for name in needs if not isinstance(value, dict) or name not in value]:
+        raise UserError(
+            f"{path} is not as it was written (it has no {lost[0]}): use another --run-dir."
+        )
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

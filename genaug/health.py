@@ -1,6 +1,6 @@
 """Updates that went wrong: counted from what the devices tell, named, and explained.
 
-The devices leave such an update out by themselves (`parallel.Guard`); this is what the loop makes
+The devices leave such an update out by themselves (`guard.Guard`); this is what the loop makes
 of it.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -144,7 +145,7 @@ def lock(directory: Path) -> Iterator[None]:
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("w")
+        file = (directory / ".lock").open("a+")  # what another has written stays
     except OSError as error:
         raise UserError(
             f"{directory} cannot be written to ({error.strerror}): use another --run-dir."
@@ -153,8 +154,14 @@ def lock(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            file.seek(0)
+            who = f" ({plain(text)})" if (text := file.read(200).strip()) else ""
             raise UserError(
-                f"Another run is writing to {directory}: wait for it, or use another --run-dir."
+                f"Another run{who} is writing to {directory}: wait for it, or use another "
+                "--run-dir."
             ) from None
-        file.write(str(os.getpid()))
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {platform.node()} since {since}")
+        file.flush()
         yield

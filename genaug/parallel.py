@@ -10,17 +10,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Float
 
 from genaug import layouts
 from genaug.devices import ROWS, DeviceMesh
+from genaug.guard import Guard, Usual, Watched
 from genaug.nets import flash
 from genaug.state import NetworkState, RowsLoss, accumulated, value_and_grad
 from genaug.types import Batch, Metrics, State, Weights
@@ -65,28 +65,6 @@ def memory_needed(program: Callable[..., Any], *arguments: Any) -> int | None:
     return int(found.temp_size_in_bytes + made)
 
 
-class Guard(NamedTuple):
-    """What a step's metrics must be for it to count: finite, and no norm of a gradient too large.
-
-    The decision is of the metrics alone, which are the same on all devices: it costs a pass over
-    nothing, and XLA joins it with the update, so that no second state is kept. Families report the
-    norm of every gradient, which is not finite where the gradient is not.
-    """
-
-    largest_norm: float | None = None
-
-    def __call__(self, metrics: Metrics) -> Float[jax.Array, " metrics"]:
-        """1 for every metric that is as it must be, by name."""
-
-        def one(name: str) -> jax.Array:
-            good = jnp.all(jnp.isfinite(metrics[name]))
-            if self.largest_norm is not None and name.endswith("grad_norm"):
-                good &= jnp.all(metrics[name] <= self.largest_norm)
-            return good.astype(jnp.float32)
-
-        return jnp.stack([one(name) for name in sorted(metrics)])
-
-
 def compile_steps(
     step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]],
     mesh: DeviceMesh,
@@ -96,9 +74,10 @@ def compile_steps(
 ) -> Callable[[State, Batch, jax.Array, int], tuple[State, Metrics]]:
     """K steps as one program: `(state, stack of K batches, key, first step) -> (state, metrics)`.
 
-    The state is donated; it comes and stays where `template` (`abstract`) says. Step i draws its
-    randomness from `fold_in(key, first + i)`. Gradients are taken of `accumulate` parts of a batch
-    in turn.
+    The state is donated; it comes and stays where `template` (`abstract`) says. Under a guard that
+    looks for spikes it is `Watched`: the state, and what is usual for its gradients. Step i draws
+    its randomness from `fold_in(key, first + i)`. Gradients are taken of `accumulate` parts of a
+    batch in turn.
 
     guard: which steps are left out: the state stays as it was before them. The metrics are means
            over the others, and `metrics["good"]`, float32 [K, metrics by name], is 0 where a metric
@@ -117,13 +96,23 @@ def _loop(
 ) -> Callable[[State, Batch, jax.Array, Any], tuple[State, Metrics]]:
     """K steps in a scan. `offset(n)` is the place in the batch of the first of n examples here."""
 
+    watching = guard is not None and guard.spike_factor is not None
+
     def guarded(old: State, new: State, metrics: Metrics) -> tuple[State, Metrics]:
         if guard is None or not metrics:
             return new, metrics
-        good = guard(metrics)
+        usual = None
+        if watching:
+            (old, usual), (new, _) = old, new
+        good, usual = guard(metrics, usual)
         leaves = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
         kept = [jnp.where(jnp.all(good > 0), one, other) for one, other in leaves]
-        return jax.tree.unflatten(jax.tree.structure(new), kept), {**metrics, "good": good}
+        state = jax.tree.unflatten(jax.tree.structure(new), kept)
+        return Watched(state, usual) if usual else state, {**metrics, "good": good}
+
+    def stepped(held: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+        new, metrics = settle(*step(tell(held.state if watching else held), batch, key))
+        return held._replace(state=new) if watching else new, metrics
 
     def mean(metrics: Metrics) -> Metrics:
         if "good" not in metrics:
@@ -144,8 +133,7 @@ def _loop(
         def one(state: State, step_and_batch: tuple[jax.Array, Batch]) -> tuple[State, Metrics]:
             number, batch = step_and_batch
             batch = {**batch, "index": offset(rows) + jnp.arange(rows)}
-            new, metrics = settle(*step(tell(state), batch, jax.random.fold_in(key, number)))
-            return guarded(state, new, metrics)
+            return guarded(state, *stepped(state, batch, jax.random.fold_in(key, number)))
 
         state, metrics = lax.scan(one, state, (first + jnp.arange(count), batches))
         return state, mean(metrics)
@@ -216,6 +204,8 @@ def _under_jit(
 
     whole, split = layouts.whole(mesh), layouts.split(mesh, axis=1)
     kept = jax.tree.map(lambda leaf: leaf.sharding, template)
+    if guard and guard.spike_factor is not None:
+        kept = Watched(kept, Usual(whole, whole))  # type: ignore[arg-type]
     tell = partial(_told, in_use=in_use, reduced=reduced, accumulate=accumulate)
     loop = _loop(step, tell, settle, lambda rows: 0, guard)
     return jax.jit(

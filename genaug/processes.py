@@ -33,6 +33,10 @@ from genaug.types import UserError
 ALONE = 5
 """Exit code of a process that the others did not meet; starting all of them again may help."""
 
+HEARTBEAT_S = 30
+"""How long a process may be silent before the others take it for lost: JAX's own is 100 s, and what
+starts them again should have done so within a minute."""
+
 T = TypeVar("T")
 
 
@@ -119,6 +123,7 @@ def _join(meeting: Meeting) -> None:
             cluster_detection_method="deactivate" if meeting.coordinator else None,
             initialization_timeout=meeting.timeout_s + 600,
             shutdown_timeout_seconds=30,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(

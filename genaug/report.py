@@ -64,9 +64,10 @@ def write_report(directory: Path) -> Path:
     """
     if not (directory / "results.json").is_file():
         raise UserError(f"{directory} has no results.json yet: finish the run first.")
-    results, config, environment = (
-        clean(read_json(directory / f"{name}.json"))
-        for name in ("results", "config", "environment")
+    needs = ("name", "data", "arms", "bar", "candidate", "verdict", "audit")
+    results = clean(read_json(directory / "results.json", needs))
+    config, environment = (
+        clean(read_json(directory / f"{name}.json")) for name in ("config", "environment")
     )
     page = template("report.html").render(
         **_summary(results),

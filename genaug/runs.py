@@ -39,9 +39,18 @@ from genaug.data.text_dataset import TextDataset
 from genaug.data.tokens import BPE, Tokenizer, read_tokenizer
 from genaug.devices import DeviceMesh, Mesh, check_batch_size, make_mesh
 from genaug.files import read_json, write_atomically, write_json
+from genaug.logs import plain
 from genaug.processes import agree, together
 from genaug.state import started_from
-from genaug.types import DataError, GenerativeModel, Spec, State, UserError, Weights
+from genaug.types import (
+    DataError,
+    GenerativeModel,
+    ModelConfig,
+    Spec,
+    State,
+    UserError,
+    Weights,
+)
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
 
@@ -85,7 +94,7 @@ def prepare(
     read: Callable[[], tuple[Dataset | TextDataset, Splits]] = experiment.data.read
     dataset, splits = together(read)
     check_enough(dataset, splits, experiment.train.batch_size)
-    model = experiment.model.make(dataset.spec)
+    model = _made(experiment.model, dataset.spec, dataset.name)
     check_step(model, dataset.spec, experiment.train, mesh)
     if experiment.train.coverage_samples:
         check_coverage(dataset, splits, model)
@@ -125,6 +134,19 @@ def prepare(
         mesh=mesh,
         start=start,
     )
+
+
+def _made(config: ModelConfig, spec: Spec, name: str) -> GenerativeModel:
+    """The model of a data set; refused where its examples lack what the family reads."""
+    try:
+        return config.make(spec)
+    except KeyError as error:
+        if not error.args or error.args[0] in spec:
+            raise
+        raise UserError(
+            f"{type(config).__name__} needs {error} of every example, and those of {plain(name)} "
+            f"have {', '.join(spec)}: use another model, or other data."
+        ) from error
 
 
 def accept_changes(directory: Path, experiment: Experiment, allowed: Sequence[str]) -> list[str]:
@@ -226,6 +248,11 @@ def open_run(directory: Path) -> Trained:
     except UserError:  # It was trained on more devices than there are here.
         mesh = make_mesh(Mesh())
     found = checkpoint.restore(directory / "checkpoints", layouts.abstract(model.init, mesh))
+    if not found and checkpoint.steps(directory / "checkpoints"):
+        raise DataError(
+            f"{directory} has no checkpoint that is whole: see `genaug verify {directory}`, and "
+            "train again."
+        )
     if not found:
         raise UserError(f"{directory} has no checkpoint yet: train first, with the same command.")
     state, step = found
@@ -249,7 +276,8 @@ def _described(directory: Path) -> tuple[Experiment, dict[str, Any]]:
     for part, of in (("split", "split"), ("cell", "amount of data")):
         if runs := sorted(directory.glob(f"{part}_*")):
             raise UserError(f"{directory} holds a run for every {of}: name one, as {runs[0]}.")
-    return experiment_from_json(read_json(path), str(path)), read_json(directory / "data.json")
+    about = read_json(directory / "data.json", needs=("spec", "fingerprint", "class_names"))
+    return experiment_from_json(read_json(path), str(path)), about
 
 
 def _tokenizer(directory: Path) -> Tokenizer:

@@ -83,7 +83,8 @@ def check_cond(cond: Mapping[str, Any], reads: Mapping[str, CondField]) -> None:
             continue
         values = np.asarray(cond[name])
         if not np.all(np.isfinite(values)):
-            raise UserError(f"cond[{name!r}] holds values that are not finite.")
+            bad = values[~np.isfinite(values)].flat[0]
+            raise UserError(f"{name} is {bad}; it must be finite.")
         low, high = field.low, field.high
         if isinstance(spec, LabelSpec | TokenSpec):
             count = spec.num_classes if isinstance(spec, LabelSpec) else spec.vocab_size

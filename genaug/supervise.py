@@ -7,9 +7,10 @@ The supervisor is a process of its own that does no work. It starts the same com
     143                 as above if it was the supervisor that was told; else it is started again
     all else            it died: it is started again, after a pause that doubles
 
-A command that writes nothing for long enough has stalled, and is stopped and started again. One
-that dies by a signal before it writes anything is started again without XLA's compile cache: a
-damaged entry would kill it for ever. Where the time went stands in `goodput.json`.
+A command that writes nothing for long enough has stalled, and is stopped and started again. Before
+one that died by a signal without anything new is started again, JAX's compile cache is emptied, or
+left out where that cannot be: a damaged entry would kill it for ever. Where the time went stands in
+`goodput.json`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genaug.compile_cache import NAME, wipe
 from genaug.files import write_json
 
 FINAL = (0, 2, 3, 4, 130)
@@ -116,7 +118,7 @@ def supervise(command: Sequence[str], run: Path, patience: Patience) -> int:
                 print(f"genaug: it died {fruitless} times without anything new in {run}.",
                       file=sys.stderr)  # fmt: skip
                 return code if code >= 0 else 128 - code
-            if code < 0 and not progress:
+            if code < 0 and not progress and not wipe(environment.get(NAME)):
                 environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
             pause = min(patience.first_pause_s * 2**fruitless, patience.longest_pause_s)
             how = "stalled" if ledger.launches[-1].stalled else f"ended with {code}"

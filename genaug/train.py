@@ -18,6 +18,7 @@ from absl import logging
 
 from genaug import checkpoint, digests, layouts, parallel, processes, signals
 from genaug.devices import DeviceMesh, check_batch_size
+from genaug.guard import Guard, Watched, bare, usual_from, usual_to_json
 from genaug.health import (
     FRUITLESS,
     Sick,
@@ -50,6 +51,7 @@ class Train:
     distance_samples: int = 0  # samples at every evaluation, for the Fréchet distance; 0 = none
     distance_features: Literal["efflite0", "pixels"] = "efflite0"  # in which it is taken
     largest_norm: float | None = None  # updates with a larger norm of a gradient are left out
+    spike_factor: float | None = None  # or than so many times the norm that was usual lately
     patience: int = 10  # updates left out in a row after which training goes back to a checkpoint
 
 
@@ -88,6 +90,8 @@ def check(config: Train) -> None:
     """Refuse counts that do not divide into whole calls."""
     if config.largest_norm is not None and not config.largest_norm > 0:
         raise UserError(f"train.largest-norm is {config.largest_norm}; it must be above 0.")
+    if config.spike_factor is not None and not config.spike_factor > 1:
+        raise UserError(f"train.spike-factor is {config.spike_factor}; it must be above 1.")
     for name in ("num_steps", "batch_size", "accumulate", "steps_per_call", "patience"):
         if getattr(config, name) < 1:
             raise UserError(f"train.{name.replace('_', '-')} must be at least 1.")
@@ -128,9 +132,11 @@ def fit(
              done again: a run was stopped in the middle of that.
     about:   what is saved beside the state after an update (`checkpoint.about`).
 
-    An update whose loss or gradient is not finite is left out, on the devices: the state stays as
-    it was. After `config.patience` of them in a row the last good checkpoint is taken instead and
-    training goes on behind the call they end in, as if the batches in between were not there.
+    An update whose loss or gradient is not finite, or whose gradient is larger than
+    `config.largest_norm` or `config.spike_factor` allow, is left out, on the devices: the state
+    stays as it was. What is usual is saved beside it. After `config.patience` of them in a row the
+    last good checkpoint is taken instead and training goes on behind the call they end in, as if
+    the batches in between were not there.
 
     Raises:
         TrainingError: going back did not help, or there is nothing to go back to.
@@ -149,12 +155,20 @@ def fit(
         if checkpoints:
             with told.kept():
                 beside = {**about(step), **({"due": True} if due else {})}
-                checkpoint.save(checkpoints, step, state, about=beside)
+                if isinstance(state, Watched):
+                    beside["usual"] = usual_to_json(state.usual)
+                checkpoint.save(checkpoints, step, bare(state), about=beside)
+
+    def watched(state: State, beside: dict[str, Any]) -> State:
+        """The state as the program takes it, with what was saved beside it."""
+        if config.spike_factor is None:
+            return state
+        return Watched(state, usual_from(beside.get("usual")))
 
     with signals.heeded() as told, _nothing_to_save(told), memory_explained():
         loop = _Loop(
             config=config,
-            program=compiled(parallel.Guard(config.largest_norm)),
+            program=compiled(Guard(config.largest_norm, config.spike_factor)),
             batches=batches,
             feed=feed or partial(layouts.split_rows, mesh=mesh, axis=1),
             key=step_key,
@@ -172,12 +186,12 @@ def fit(
                 fresh = parallel.compile_init(model.init, mesh)(init_key)
                 state, first = layouts.place(start(fresh), mesh), 0
         _check_first(first, config.num_steps)
-        due = bool(checkpoints and found and checkpoint.about(checkpoints, first).get("due"))
-        resumed(first, due)
-        state, sick = _train(loop, state, first, due)
+        beside = checkpoint.about(checkpoints, first) if checkpoints and found else {}
+        resumed(first, due := bool(beside.get("due")))
+        state, sick = _train(loop, watched(state, beside), first, due)
         fruitless = 0
         while sick:
-            words = words_of(sick, _culprits(loop, compiled(None), state, sick.last))
+            words = words_of(sick, _culprits(loop, compiled(None), bare(state), sick.last))
             fruitless = fruitless + 1 if sick.first == first else 0
             if fruitless > FRUITLESS:
                 raise given_up(f"{words}, and going back {FRUITLESS} times did not help", True)
@@ -189,8 +203,9 @@ def fit(
             (state, back), first = found, sick.resume
             logging.warning("%s: training goes back to update %s, and on with update %s.",
                             words, back, first + 1)  # fmt: skip
-            state, sick = _train(loop, state, first, due=True)
-    return state
+            beside = checkpoint.about(checkpoints, back) if checkpoints else {}
+            state, sick = _train(loop, watched(state, beside), first, due=True)
+    return bare(state)
 
 
 def _train(loop: _Loop, state: State, first: int, due: bool = False) -> tuple[State, Sick | None]:
@@ -246,7 +261,7 @@ def _call_hooks(loop: _Loop, step: int, state: State, save: bool = True) -> None
             continue
         try:
             with loop.told.interruptible():
-                hook.call(step, state)
+                hook.call(step, bare(state))
         except KeyboardInterrupt:
             if not loop.told.received:
                 raise

@@ -369,11 +369,13 @@ def test_a_checkpoint_of_format_1_is_read():
     assert_equal(state, recorded())
 
 
-def test_a_newer_format_is_told(directory, model, caplog):
+@pytest.mark.parametrize("owner", [False, True])
+def test_a_newer_format_is_refused_and_not_set_aside_as_damaged(directory, model, owner):
     mark = {**checkpoint.read_mark(directory, 20), "format": 3}
     files.write_json(directory / "20.json", {**mark, "digest": checkpoint._digest(mark)})
-    assert checkpoint.restore(directory, abstract(model))[1] == 10
-    assert "is of format 3, and this genaug reads 2" in caplog.text
+    with pytest.raises(UserError, match="is of format 3, and this genaug reads 2: use the newer"):
+        checkpoint.restore(directory, abstract(model), owner=owner)
+    assert checkpoint.steps(directory) == [10, 20]
 
 
 def test_names_and_dtypes_are_compared_too(tmp_path):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_run import files, tiny
+from tiny_run import tiny
 
 from genaug import cli, config
 
@@ -55,13 +55,6 @@ def test_an_experiments_help_lists_nested_fields_with_types_and_defaults(
         assert "--balance.per-class {None}|INT" in text
 
 
-def test_an_unknown_command_is_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["runn"])
-    assert stop.value.code == 2
-    assert "invalid choice: 'runn'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("command", ["evaluate", "report", "data", "doctor"])
 def test_an_unknown_option_of_a_small_command_is_refused(command, capsys):
     values = {"evaluate": ["x", "y"], "report": ["x"], "data": ["list"]}
@@ -69,41 +62,6 @@ def test_an_unknown_option_of_a_small_command_is_refused(command, capsys):
         cli.main([command, *values.get(command, []), "--frobnicate"])
     assert stop.value.code == 2
     assert "--frobnicate" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "fields, words",
-    [
-        (["--model.latent-dmi", "3"], "no field --model.latent-dmi. Did you mean --model.latent-"),
-        (["--train.nm-steps=3"], "Did you mean --train.num-steps?"),
-        (["--model.latent-dim", "abc"], "'abc'. Expected: --model.latent-dim INT."),
-        (["--study.metric", "beauty"], "Invalid choice 'beauty' for argument '--study.metric'"),
-        (["--seed"], "Missing value for argument '--seed'"),
-        (["--seed", "1", "2"], "Unrecognized options: 2."),
-        (["stray"], "Unrecognized options: stray."),
-        (["--data.image-size", "x"], "from ['x']. Expected: --data.image-size {None}|INT."),
-        (["--model.net.hidden", "3", "x"], "['3', 'x']. Expected: --model.net.hidden [INT"),
-    ],
-)
-def test_a_wrong_field_is_one_clean_line_and_nothing_is_written(
-    run_cli, experiment_file, tmp_path, capsys, monkeypatch, fields, words
-):
-    monkeypatch.chdir(tmp_path)
-    before = files(tmp_path)
-    assert run_cli("run", experiment_file, *fields) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("genaug: ")
-    assert error.count("\n") == 1
-    assert words in error
-    assert not any(mark in error for mark in ("--- ", "───", "│", "  "))
-    assert files(tmp_path) - {n for n in files(tmp_path) if "__pycache__" in n} == before
-
-
-@pytest.mark.parametrize("extra", [[], ["EXPERIMENT", "--from-run", "x"]])
-def test_an_experiment_or_from_run_and_not_both(run_cli, experiment_file, extra, capsys):
-    arguments = [experiment_file if a == "EXPERIMENT" else a for a in extra]
-    assert run_cli("run", *arguments) == 2
-    assert "Name an experiment file, or --from-run DIR" in capsys.readouterr().err
 
 
 def test_from_run_takes_the_config_of_a_run_and_its_fields_can_be_changed(

@@ -4,6 +4,7 @@ GENAUG_FUZZ=100000 pytest tests/test_fuzz.py      as many inputs of each; a few 
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -83,6 +84,7 @@ def mutated_json(draw, value):
     return draw(JSON)
 
 
+@functools.cache
 def encoded(kind: str) -> bytes:
     image = Image.fromarray(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3))
     file = io.BytesIO()
@@ -118,17 +120,13 @@ def test_json_files(folder, content):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP"])
-def test_images(folder, kind):
+@FUZZ
+@given(data=st.data())
+def test_images(folder, kind, data):
     path = folder / f"x.{kind.lower()}"
-
-    @FUZZ
-    @given(mutated(encoded(kind)))
-    def run(content):
-        path.write_bytes(content)
-        found = read_or_refused(decode, path, 255)
-        assert found is None or (found.dtype == np.uint8 and found.ndim == 3)
-
-    run()
+    path.write_bytes(data.draw(mutated(encoded(kind))))
+    found = read_or_refused(decode, path, 255)
+    assert found is None or (found.dtype == np.uint8 and found.ndim == 3)
 
 
 @FUZZ
@@ -145,22 +143,20 @@ def test_array_files(folder, content):
         ("x.jsonl", b'{"text": "a", "label": "one"}\n{"text": "\\u00e9", "label": "two"}\n'),
         ("x.txt", b"one\n\ntwo\n"),
     ],
+    ids=["csv", "jsonl", "txt"],
 )
-def test_texts(folder, name, content):
+@FUZZ
+@given(data=st.data())
+def test_texts(folder, name, content, data):
     config = TextData(source=name, label_column="label" if name != "x.txt" else None)
     path = folder / name
-
-    @FUZZ
-    @given(mutated(content) | st.binary(max_size=100) | st.text(max_size=60).map(str.encode))
-    def run(content):
-        path.write_bytes(content)
-        for found in read_or_refused(lambda: list(read_file(path, name, config))) or []:
-            if isinstance(found, DataError):
-                assert str(found)
-            else:
-                found.text.decode()
-
-    run()
+    any_text = st.binary(max_size=100) | st.text(max_size=60).map(str.encode)
+    path.write_bytes(data.draw(mutated(content) | any_text))
+    for found in read_or_refused(lambda: list(read_file(path, name, config))) or []:
+        if isinstance(found, DataError):
+            assert str(found)
+        else:
+            found.text.decode()
 
 
 def mark():

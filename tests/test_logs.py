@@ -161,7 +161,9 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
     try:
         assert holder.stdout.readline() == b"held\n"
         with (
-            pytest.raises(UserError, match=f"Another run is writing to {directory}: wait for it"),
+            pytest.raises(
+                UserError, match=rf"run \(process {holder.pid} on .*{directory}: wait for"
+            ),
             lock(directory),
         ):
             pass

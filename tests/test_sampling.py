@@ -56,7 +56,7 @@ def test_blocks_have_one_size_and_the_rows_come_back_in_order(count, key):
         ({"label": [1, 3]}, "label is 3; it must be from 0 to 2"),
         ({"label": [-1, 0]}, "label is -1; it must be from 0"),
         ({"label": [[1], [2]]}, r"shape \(1,\), not \(\)"),
-        ({"label": [0.0, np.nan]}, "not finite"),
+        ({"label": [0.0, np.nan]}, "label is nan; it must be finite"),
         ({"label": [0, 1], "steps": [1, 0]}, "steps is 0; it must be at least 1"),
         ({"label": [0, 1], "strength": [0.5, 1.5]}, "strength is 1.5; it must be from 0 to 1"),
         ({"label": [0, 1], "prompt": [[1, 2], [10, 11]]}, "prompt is 11; it must be from 0 to 10"),

@@ -63,12 +63,27 @@ def test_what_stalls_is_stopped_and_started_again(work, tmp_path):
     assert first["lost_s"] > 0.4
 
 
-def test_a_crash_before_anything_is_written_is_tried_without_the_compile_cache(work):
-    body = """
-if os.environ.get("JAX_ENABLE_COMPILATION_CACHE") != "false": os.kill(os.getpid(), 11)
+CACHE = """
+cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+used = os.environ.get("JAX_ENABLE_COMPILATION_CACHE") != "false"
+if used and (cache / "jit_f-1-cache").exists(): os.kill(os.getpid(), 11)
 work()
 """
-    assert work(body) == (0, 2)
+
+
+def test_a_crash_before_anything_is_written_empties_the_compile_cache(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    for name in ("jit_f-1-cache", "jit_f-1-atime", "notes.txt"):
+        (tmp_path / "cache" / name).write_text("damaged")
+    assert work(CACHE) == (0, 2)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["notes.txt"]
+
+
+def test_a_compile_cache_that_cannot_be_emptied_is_left_out(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "jit_f-1-cache").mkdir(parents=True)  # not a file, so not removed
+    assert work(CACHE) == (0, 2)
 
 
 def test_a_signal_goes_on_to_the_command_and_ends_both(work):

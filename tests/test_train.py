@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import re
 
 import jax
@@ -15,6 +16,7 @@ from genaug import train as training
 from genaug.data import Data, batches, load, pipeline
 from genaug.data import split as split_data
 from genaug.devices import Mesh, make_mesh
+from genaug.guard import usual_from, usual_to_json
 from genaug.health import TrainingError
 from genaug.logs import MetricLog, read_metrics
 from genaug.state import SGD, Adam, from_loss
@@ -452,6 +454,7 @@ def test_every_update_has_its_own_randomness(stream):
         ({"steps_per_call": 0}, "train.steps-per-call must be at least 1"),
         ({"batch_size": 0}, "train.batch-size must be at least 1"),
         ({"patience": 0}, "train.patience must be at least 1"),
+        ({"spike_factor": 1.0}, "train.spike-factor is 1.0; it must be above 1"),
         ({"largest_norm": 0.0}, "train.largest-norm is 0.0; it must be above 0"),
         ({"evaluate_every": 3}, "train.evaluate-every 3 is not .*: use 4"),
         ({"sample_every": 0}, "train.sample-every 0 is not .*: use 2"),
@@ -462,6 +465,41 @@ def test_every_update_has_its_own_randomness(stream):
 def test_counts_that_do_not_fit_are_refused_with_one_that_does(model, stream, changes, words):
     with pytest.raises(UserError, match=words):
         run(model, stream, dataclasses.replace(CONFIG, **changes))
+
+
+SPIKES = dataclasses.replace(SICK, spike_factor=10.0, num_steps=12)
+
+
+@pytest.mark.parametrize("strategy, count", [("jit", 2), ("pmap", 2)])
+def test_a_spike_is_left_out_also_after_a_stop(strategy, count, tmp_path, monkeypatch, caplog):
+    """What is usual is known after 4 updates here, and saved: a run that stopped knows it too."""
+    monkeypatch.setattr("genaug.guard.WARM_UP", 4)
+    mesh = make_mesh(Mesh(data=count, strategy=strategy))
+
+    def trained(config, checkpoints=None):
+        model = counting(lambda number, n: (number == 2) | (number == 9), largest=50.0)
+        return fit(model, numbers, config, key=jax.random.key(0), mesh=mesh,
+                   checkpoints=checkpoints)  # fmt: skip
+
+    state = trained(SPIKES)
+    assert state["made"].tolist()[:12] == [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1]  # not yet at 2
+    assert "update 10 left out: grad_norm" in caplog.text
+    trained(dataclasses.replace(SPIKES, num_steps=8), tmp_path)
+    usual = checkpoint.about(tmp_path, 8)["usual"]
+    assert usual["updates"] == 8
+    # By hand: mean of 1, 1, 50, 1, then a quarter of the way to each 1.
+    assert usual["norm"] == pytest.approx(1 + (53 / 4 - 1) * 0.75**4)
+    assert_equal(trained(SPIKES, tmp_path), state)
+    assert int(trained(dataclasses.replace(SPIKES, spike_factor=None))["n"]) == 12
+
+
+def test_what_stays_high_becomes_usual():
+    usual = usual_from(None)
+    for norm, largest in [(1.0, np.inf)] * 100 + [(1000.0, 10 * 1.0)] * 5 + [(np.nan, 10.0)]:
+        usual = usual.after(jnp.float32(norm), jnp.float32(largest))
+    assert usual.norm == pytest.approx(10 - 9 * 0.99**5)  # each counts as 10, and the NaN not
+    assert usual.updates == 105
+    assert usual_from(json.loads(json.dumps(usual_to_json(usual)))) == usual
 
 
 def test_a_run_that_is_longer_than_asked_for_is_refused(model, stream, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Int32, Integer, UInt64
 
 from genaug.data.config import Data, Sound, data_directory
@@ -140,6 +141,11 @@ def open_dataset(directory: Path) -> Dataset:
             f"the prepared data in {directory} is damaged ({type(error).__name__}: {error}); "
             "remove the directory and it is prepared again"
         ) from error
+    if blank := np.flatnonzero(records["blank"]).tolist():
+        logging.warning(
+            "%s: %d of %d images are of one colour throughout (the first is %d): see whether they "
+            "were read as they should be.", directory, len(blank), len(source), blank[0],
+        )  # fmt: skip
     names = features["label"].names if hasattr(features["label"], "names") else None
     class_names = tuple(names or (str(i) for i in range(int(records["label"].max()) + 1)))
     return Dataset(
@@ -165,16 +171,17 @@ def _scan(records: Any) -> dict[str, np.ndarray]:
     """One pass over all records, which also proves that each can be read."""
     labels = np.empty(len(records), np.int32)
     digests = np.empty(len(records), np.uint64)
-    preset = np.zeros(len(records), np.bool_)
+    preset, blank = np.zeros((2, len(records)), np.bool_)
     for index in range(len(records)):
         record = records[index]
         labels[index] = record["label"]
         preset[index] = record.get("preset_test", False)
+        blank[index] = np.ptp(record["image"]) == 0
         digests[index] = np.frombuffer(
             hashlib.blake2b(record["image"].tobytes(), digest_size=8).digest(),
             np.uint64,
         )[0]
-    return {"label": labels, "digest": digests, "preset_test": preset}
+    return {"label": labels, "digest": digests, "preset_test": preset, "blank": blank}
 
 
 def _fitting(dataset: Dataset, config: Data) -> Dataset:

@@ -57,12 +57,12 @@ class CVAE:
 
     def make(self, spec: Spec) -> GenerativeModel:
         """The CVAE of images shaped as `spec["image"]` in the classes of `spec["label"]`."""
+        height, width, channels = spec["image"].shape
         label_spec = spec.get("label")
         if not isinstance(label_spec, LabelSpec):
             raise UserError("A CVAE needs class labels, and this dataset has none: use a VAE.")
         vae.check_latent_dim(self.latent_dim)
         num_classes = label_spec.num_classes
-        height, width, channels = spec["image"].shape
         encoder: Any = self.net.encoder(self.latent_dim)
         decoder: Any = self.net.decoder(
             (height, width, channels), self.likelihood.outputs_per_value

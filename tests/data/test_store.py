@@ -192,6 +192,19 @@ print(load(Data(source="digits", directory={str(tmp_path)!r})).directory)
     assert len(list((tmp_path / "digits").iterdir())) == 1
 
 
+def test_images_of_one_colour_are_pointed_out(tmp_path, caplog):
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4), np.uint8)
+    images[[2, 5]] = 7
+    np.savez(tmp_path / "set.npz", image=images, label=np.arange(6) % 2)
+    config = Data(source=str(tmp_path / "set.npz"), directory=str(tmp_path))
+    load(config)
+    assert "2 of 6 images are of one colour throughout (the first is 2)" in caplog.text
+    caplog.clear()
+    np.savez(tmp_path / "set.npz", image=images[:2], label=np.arange(2))
+    load(config)
+    assert "one colour" not in caplog.text
+
+
 def test_damaged_data_is_said_to_be(tmp_path):
     dataset = load(Data(source="digits", directory=str(tmp_path)))
     (shard,) = dataset.directory.glob("*array_record*")
