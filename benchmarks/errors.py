@@ -192,9 +192,14 @@ def row(case: Case, answer: Answer, failed: list[str]) -> str:
 
 def all_cases() -> list[Case]:
     """The catalogue."""
-    from benchmarks import errors_data, errors_runs, errors_values
+    from benchmarks import errors_data, errors_runs, errors_sounds, errors_values
 
-    return [*errors_values.CASES, *errors_data.CASES, *errors_runs.CASES]
+    return [
+        *errors_values.CASES,
+        *errors_data.CASES,
+        *errors_sounds.CASES,
+        *errors_runs.CASES,
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -220,6 +220,7 @@ CASES = [
     drawn("--toward x.png", 2, "--toward needs --near"),
     drawn("--near absent.png", 3, "absent.png"),
     drawn("--format jsonl", 2, "--format jsonl", "draws images"),
+    drawn("--format wav", 2, "--format wav", "draws images"),
     Case("sampling", "`genaug sample RUN --out` below a file",
          copied(nothing, "sample", "RUN", "--n", "2", "--out", "run/config.json/x"), 2,
          ("config.json", "Not a directory")),

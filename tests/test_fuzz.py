@@ -23,6 +23,7 @@ from genaug.config import experiment_from_json, to_json
 from genaug.data import Data
 from genaug.data.arrays import read_npz
 from genaug.data.folder import decode
+from genaug.data.sound_files import read_sound, wav
 from genaug.data.text import TextData
 from genaug.data.text_files import read_file
 from genaug.data.tokens import bpe
@@ -105,6 +106,10 @@ def read_or_refused(read, *arguments):
     return None
 
 
+def sound_file() -> bytes:
+    return wav(np.arange(-300, 300, dtype=np.int16) * 50, 8000, {"synthetic": "genaug"})
+
+
 @FUZZ
 @given(st.data())
 def test_configs(data):
@@ -127,6 +132,14 @@ def test_images(folder, kind, data):
     path.write_bytes(data.draw(mutated(encoded(kind))))
     found = read_or_refused(decode, path, 255)
     assert found is None or (found.dtype == np.uint8 and found.ndim == 3)
+
+
+@FUZZ
+@given(content=mutated(sound_file()))
+def test_sounds(folder, content):
+    (folder / "x.wav").write_bytes(content)
+    found = read_or_refused(read_sound, folder / "x.wav", 8000)
+    assert found is None or (found.ndim == 1 and np.isfinite(found).all())
 
 
 @FUZZ

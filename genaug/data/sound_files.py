@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int16, Int64, UInt8
 from genaug.data.config import Data, Sound
 from genaug.data.raw import stack
 from genaug.transforms import sounds
-from genaug.types import DataError
+from genaug.types import DataError, UserError
 
 
 def read_sound(path: Path, sample_rate: int) -> Float32[np.ndarray, " t"]:
@@ -62,8 +62,18 @@ def picture(path: Path, config: Sound) -> tuple[UInt8[np.ndarray, "bands frames 
 def read_sounds(
     names: Sequence[str], files: Sequence[Path], config: Data
 ) -> tuple[UInt8[np.ndarray, "n bands frames 1"], Int64[np.ndarray, " n"]]:
-    """Pictures of sound files, as `raw.stack` has images; how many were cut is logged."""
+    """Pictures of sound files, as `raw.stack` has images; how many were cut is logged.
+
+    Raises:
+        UserError: a config that no sound satisfies.
+        DataError: a file that holds no sound.
+    """
     sounds.check(config.sound)
+    if config.image_size is not None or config.channels not in (None, 1):
+        raise UserError(
+            "a picture of a sound is gray and of data.sound.bands by data.sound.frames: set those "
+            "and leave --data.image-size and --data.channels out"
+        )
     cut: list[Path] = []
 
     def read(i: int) -> np.ndarray:

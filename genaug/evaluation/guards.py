@@ -55,19 +55,6 @@ def check_sets(sets: Sets) -> Remarks:
     return Remarks(_duplicates(counts), _leaks(train, holdout, synthetic))
 
 
-def refuse_same(real: np.ndarray, synthetic: np.ndarray) -> None:
-    """Refuse two sets of the same examples, in any order.
-
-    Raises:
-        UserError: they are.
-    """
-    if real.shape == synthetic.shape and _counted(real) == _counted(synthetic):
-        raise UserError(
-            "the real and the synthetic set are the same examples: a set says nothing about "
-            "itself; name another"
-        )
-
-
 def check_features(n: int, d: int, name: str) -> tuple[str, ...]:
     """What is to be said of a Fréchet distance on n rows of d features."""
     if n > d:
