@@ -22,8 +22,8 @@ Computed before the audit was extended; training and study are the same.
 Measured with 12 images, as many splits and seeds (a core of another x86-64 machine, each split one,
 beside other work: 17 minutes a generator, 40 to 80 s an arm):
     none 50.8 ± 5.3, affine + elastic 90.9 ± 2.1, the best without a generator, at one and a half
-    times the strength, 91.9 ± 2.2; affine + generated (weight 0.25, chosen by validation) 91.7 ± 1.7,
-    affine + elastic + generated 91.9 ± 2.4
+    times the strength, 91.9 ± 2.2; affine + generated (weight 0.25), which validation data chose,
+    91.7 ± 1.7, affine + elastic + generated 91.9 ± 2.4
     verdict: do not use it; -0.1 points (-1.7 to +1.5). The splits by themselves, each with what
     its own validation data chose: +0.3 (-1.2 to +1.9), -0.2 (-2.2 to +1.7), +0.1 (-1.4 to +1.6)
 """
