@@ -1,19 +1,14 @@
 """`python -m benchmarks`: races on a made-up clock, the noise rule, the table, the options."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as main
+from benchmarks import history, race
+from benchmarks import throughput_table as tables
 from genaug.types import DataError, UserError
-
-sys.path.append(str(Path(__file__).parents[1]))  # benchmarks/ is no part of the package
-history, race, tables, main = (
-    importlib.import_module(f"benchmarks.{name}")
-    for name in ("history", "race", "throughput_table", "__main__")
-)
 
 
 class Clock:

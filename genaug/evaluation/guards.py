@@ -81,7 +81,7 @@ def _check_values(examples: Shaped[np.ndarray, "n ..."], name: str) -> None:
 
 def _check_bytes(sets: Sets) -> None:
     """Floats from 0 to 1 cast to bytes are all 0 and 1, which beside real bytes is black."""
-    if any(each.dtype != np.uint8 for each in sets):
+    if any(each.dtype != np.uint8 or not each.size for each in sets):
         return
     brightest = [int(each.max()) for each in sets]
     for name, value in zip(("training", "held-out", "synthetic"), brightest, strict=True):
