@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -67,43 +68,57 @@ def write_folder(out: Path, parts: Parts, about: About) -> str:
     """A PNG for every image in its class's folder, with its provenance inside, and a grid."""
     if about.tokenizer is not None:
         raise UserError("--format folder is for images: texts go to jsonl, arrayrecord or npz.")
-    folders = folder_names(about.class_names)
-    first: list[np.ndarray] = []
-    with _replacing_folder(out) as partial:
-        for rows in parts():
-            if not first:
-                first.append(rows["image"][:100])
-            for i, image in enumerate(rows["image"]):
-                folder = partial / (folders[rows["label"][i]] if "label" in rows else "images")
-                folder.mkdir(exist_ok=True)
-                text = PngImagePlugin.PngInfo()
-                for key, value in _provenance(about, rows, i).items():
-                    text.add_text(key, str(value))
-                picture = Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
-                picture.save(folder / f"{rows['index'][i]:06d}.png", pnginfo=text)
-        write_grid(partial / "grid.png", first[0], columns=10)
-    return f"{about.total} images in {out}, the first of them in {out / 'grid.png'}"
+
+    def pngs(rows: Rows) -> Iterator[bytes]:
+        for i, image in enumerate(rows["image"]):
+            text, file = PngImagePlugin.PngInfo(), io.BytesIO()
+            for key, value in _provenance(about, rows, i).items():
+                text.add_text(key, str(value))
+            picture = Image.fromarray(image[:, :, 0] if image.shape[-1] == 1 else image)
+            picture.save(file, "PNG", pnginfo=text)
+            yield file.getvalue()
+
+    grid = _write_files(out, parts, about, "images", ".png", pngs)
+    return f"{about.total} images in {out}, the first of them in {grid}"
 
 
 def write_wav(out: Path, parts: Parts, about: About) -> str:
     """A .wav file for every sound in its class's folder, with its provenance inside, and a grid."""
     if about.sound is None:
         raise UserError("--format wav is for sounds: this model was trained on none.")
+    config = about.sound
+
+    def wavs(rows: Rows) -> Iterator[bytes]:
+        for start in range(0, len(rows["image"]), _SOUNDS_AT_ONCE):
+            heard = sounds.to_sound(rows["image"][start : start + _SOUNDS_AT_ONCE], config)
+            for i, sound in enumerate(np.asarray(heard), start):
+                yield wav(sound, config.sample_rate, _provenance(about, rows, i))
+
+    grid = _write_files(out, parts, about, "sounds", ".wav", wavs)
+    return f"{about.total} sounds in {out}, pictures of the first in {grid}"
+
+
+def _write_files(
+    out: Path,
+    parts: Parts,
+    about: About,
+    kind: str,
+    ending: str,
+    encoded: Callable[[Rows], Iterator[bytes]],
+) -> Path:
+    """A file for every row in its class's folder (in `kind`, without classes), and the grid."""
     folders = folder_names(about.class_names)
     first: list[np.ndarray] = []
     with _replacing_folder(out) as partial:
         for rows in parts():
             if not first:
                 first.append(rows["image"][:100])
-            for start in range(0, len(rows["image"]), _SOUNDS_AT_ONCE):
-                chosen = rows["image"][start : start + _SOUNDS_AT_ONCE]
-                for i, sound in enumerate(np.asarray(sounds.to_sound(chosen, about.sound)), start):
-                    folder = partial / (folders[rows["label"][i]] if "label" in rows else "sounds")
-                    folder.mkdir(exist_ok=True)
-                    content = wav(sound, about.sound.sample_rate, _provenance(about, rows, i))
-                    (folder / f"{rows['index'][i]:06d}.wav").write_bytes(content)
+            for i, content in enumerate(encoded(rows)):
+                folder = partial / (folders[rows["label"][i]] if "label" in rows else kind)
+                folder.mkdir(exist_ok=True)
+                (folder / f"{rows['index'][i]:06d}{ending}").write_bytes(content)
         write_grid(partial / "grid.png", first[0], columns=10)
-    return f"{about.total} sounds in {out}, pictures of the first in {out / 'grid.png'}"
+    return out / "grid.png"
 
 
 def write_jsonl(out: Path, parts: Parts, about: About) -> str:
