@@ -11,6 +11,7 @@ import argparse
 import errno
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +28,19 @@ if TYPE_CHECKING:
     from genaug.config import Experiment
 
 # Nothing heavier than argparse is imported at the top: --help answers at once.
+
+
+def program() -> int:
+    """`main` as a process of its own.
+
+    The command is over then and its exit code is settled: what this process is told while Python
+    takes itself down, which with JAX is most of a second, has nothing left to save or to change.
+    """
+    try:
+        return main()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -385,4 +399,4 @@ def _doctor(options: argparse.Namespace, _: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

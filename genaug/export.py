@@ -17,7 +17,7 @@ from safetensors.numpy import save as save_safetensors
 
 import genaug
 from genaug import bundle, layouts
-from genaug.files import read_json
+from genaug.files import read_json, without_folders
 from genaug.types import CondField, DataError, GenerativeModel, Spec, UserError, Weights
 
 
@@ -106,8 +106,8 @@ def about_run(directory: Path) -> dict[str, Any]:
     kept = ("name", "licence", "origin", "fingerprint", "class_names", "counts", "tokenizer",
             "sound")  # fmt: skip
     about = {
-        "config": read_json(directory / "config.json"),
-        "data": {name: data[name] for name in kept if name in data},
+        "config": without_folders(read_json(directory / "config.json")),
+        "data": without_folders({name: data[name] for name in kept if name in data}),
     }
     if (path := directory / "results.json").is_file():
         results = read_json(path)

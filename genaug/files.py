@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,3 +80,20 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
             )
         ]
     return [] if old == new else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+_FOLDERS = re.compile(r"(?<!\S)(?:~|/|[A-Za-z]:[\\/]).*[\\/](?=[^\\/])")
+
+
+def without_folders(value: Any) -> Any:
+    """JSON for others to read: of files and folders of this machine the last name alone.
+
+    Where data lies tells of people and projects; who reads a report or a bundle cannot use it.
+    """
+    if isinstance(value, str):
+        return _FOLDERS.sub("", value)
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    return value

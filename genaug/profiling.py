@@ -30,8 +30,8 @@ from genaug.table import aligned
 from genaug.train import check as check_train
 from genaug.types import GenerativeModel, LabelSpec, Spec, TokenSpec, UserError
 
-STEPS = 4
-"""Updates in the program that is traced."""
+STEPS, CALLS = 4, 4
+"""Updates in the program that is traced, and calls of it before that; the first is not timed."""
 
 _KINDS: tuple[tuple[str, frozenset[str]], ...] = (
     ("convolutions", frozenset({"convolution"})),
@@ -76,6 +76,8 @@ class Profile:
                     names no instructions.
     step_s:         an update's time by the clock, not traced.
     flops:          of an update, over all devices.
+    updates:        made in all, on made-up data.
+    metrics:        means over the last call of them.
     """
 
     devices: int
@@ -84,6 +86,8 @@ class Profile:
     flops: float
     bytes: dict[str, float]
     seconds: dict[str, float]
+    updates: int
+    metrics: dict[str, float]
 
 
 def traced_seconds(folder: Path, kinds: Mapping[str, str]) -> dict[str, float]:
@@ -136,18 +140,18 @@ def profile(
     state = parallel.compile_init(model.init, mesh)(jax.random.key(0))
     key = jax.random.key(1)
     compiled = program.lower(state, stack, key, jnp.int32(0)).compile()
-    holder = [state]
+    holder: list[Any] = [state, {}]
 
     def call(first: int) -> None:
-        holder[0], metrics = compiled(holder[0], stack, key, jnp.int32(first))
-        jax.block_until_ready(metrics)
+        holder[:] = compiled(holder[0], stack, key, jnp.int32(first))
+        jax.block_until_ready(holder[1])
 
     call(0)
     began = time.perf_counter()
-    for i in range(1, 4):
+    for i in range(1, CALLS):
         call(i * STEPS)
-    step_s = (time.perf_counter() - began) / (3 * STEPS)
-    moved, seconds = by_kind(compiled, lambda: call(4 * STEPS), STEPS, mesh.devices.size)
+    step_s = (time.perf_counter() - began) / ((CALLS - 1) * STEPS)
+    moved, seconds = by_kind(compiled, lambda: call(CALLS * STEPS), STEPS, mesh.devices.size)
     one = {name: jax.ShapeDtypeStruct((batch, *s.shape), s.dtype) for name, s in spec.items()}
     shapes = jax.eval_shape(lambda: (model.init(jax.random.key(0)), jax.random.key(0)))
     return Profile(
@@ -159,6 +163,8 @@ def profile(
         ).total,
         bytes=moved,
         seconds=seconds,
+        updates=(CALLS + 1) * STEPS,
+        metrics={name: float(value) for name, value in layouts.to_host(holder[1]).items()},
     )
 
 
@@ -224,5 +230,7 @@ def profile_command(options: argparse.Namespace, fields: Sequence[str]) -> Itera
         f"{1000 * sum(found.seconds.values()):.2f} ms of it while traced, which takes time itself. "
         "Milliseconds and bytes are a device's; bytes are counted in the program, not measured."
     )
+    last = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items())
+    yield f"After {found.updates} updates on made-up data: {last} (means of the last {STEPS})."
     if options.json:
         write_json(options.json, asdict(found))

@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from genaug import report_audit, report_charts
 from genaug.charts import change, floats, number, points
 from genaug.data.config import Sound
-from genaug.files import read_json, write_atomically
+from genaug.files import read_json, without_folders, write_atomically
 from genaug.pictures import grid, png
 from genaug.types import UserError
 
@@ -78,7 +78,7 @@ def write_report(directory: Path) -> Path:
         drawn=_drawn(results),
         audit=report_audit.view(results["audit"]),
         curves=report_charts.curves(results.get("training") or []),
-        config=_flat(config),
+        config=_flat(without_folders(config)),
         environment=_flat(environment),
         command=again(directory),
         **_pictures(directory / "study" / "pictures.npz", results),
@@ -133,7 +133,7 @@ def _summary(results: Mapping[str, Any]) -> dict[str, Any]:
         "name": results["name"],
         "data_name": data["name"],
         "licence": data.get("licence"),
-        "origin": data.get("origin"),
+        "origin": without_folders(data.get("origin")),
         "num_classes": len(names),
         "counts": {split: sum(counts) for split, counts in data["counts"].items()},
         "rare": rare[:8] + ([f"{len(rare) - 8} more"] if len(rare) > 8 else []),

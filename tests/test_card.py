@@ -3,12 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 
 from genaug.bundle import load_sampler
 from genaug.card import card, escaped
-from genaug.files import read_json
+from genaug.files import read_json, without_folders
 
 pytest_plugins = ["tiny_run"]
 
@@ -67,3 +68,42 @@ def test_a_sampler_of_which_nothing_was_measured_says_so():
     assert "None was measured" in text
     assert "have not been checked" in text
     assert "samples.png" not in text
+
+
+def test_nothing_tells_where_the_data_lies(run_cli, finished_copy, tmp_path):
+    """Not the card, the bundle or the report: folders are named after people and projects."""
+    for name, field in (("config", "data"), ("data", None), ("results", "data")):
+        path = finished_copy / f"{name}.json"
+        content = read_json(path)
+        about = content[field] if field else content
+        if name == "config":
+            about["directory"] = "/home/ada/ward 7/prepared"
+        else:
+            about["origin"] = "image folder ~ada/ward 7/scans"
+        path.write_text(json.dumps(content))
+    out = tmp_path / "out"
+    assert run_cli("export", finished_copy, out, "--card") == 0
+    assert run_cli("report", finished_copy) == 0
+    written = [finished_copy / "report.html", *(p for p in out.iterdir() if p.is_file())]
+    for path in written:
+        assert b"ward 7" not in path.read_bytes(), path
+    assert "prepared" in (out / "config.json").read_text()
+    for page in (out / "README.md", finished_copy / "report.html"):
+        assert "image folder scans" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [
+        ("/home/ada/scans", "scans"),
+        ("C:\\Users\\ada\\scans", "scans"),
+        ("image folder /home/ada/my scans/x", "image folder x"),
+        ("TFDS mnist/3.0.1", "TFDS mnist/3.0.1"),
+        ("corpus/", "corpus/"),
+        ("genaug.models.vae:VAE", "genaug.models.vae:VAE"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ({"a": ["~/x/y", 3, None]}, {"a": ["y", 3, None]}),
+    ],
+)
+def test_of_a_place_the_last_name_is_left(told, left):
+    assert without_folders(told) == left

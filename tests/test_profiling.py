@@ -68,6 +68,8 @@ def test_an_experiment_is_profiled(run_cli, experiment_file, tmp_path, capsys):
     assert 2 * forward < found["flops"] <= 3 * forward * 1.2
     assert "matrix products" in printed
     assert "An update of 32 on 2 device(s)" in printed
+    assert f"After {found['updates']} updates on made-up data: loss " in printed
+    assert np.isfinite(found["metrics"]["loss"])
 
 
 def test_an_experiment_must_be_named(run_cli, capsys):

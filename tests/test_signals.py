@@ -117,6 +117,29 @@ def test_the_command_line_ends_with_the_signals_code(experiment_file, compile_ca
     assert read_metrics(tmp_path / "run")[-1]["step"] <= step
 
 
+ENDING = """
+import atexit, os, sys
+from genaug import cli
+number, *sys.argv[1:] = sys.argv[1:]
+atexit.register(lambda: os.kill(os.getpid(), int(number)))
+sys.exit(cli.program())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("command", "code"), [(["data", "list"], 0), (["verify", "nowhere"], 2)])
+def test_what_comes_while_python_ends_changes_no_exit_code(number, command, code, tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-c", ENDING, str(int(number)), *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.returncode == code, told.stderr
+    assert "Traceback" not in told.stderr
+
+
 def test_a_stage_without_a_state_is_just_left(monkeypatch, run_cli, experiment_file, tmp_path):
     monkeypatch.setattr("genaug.checks.check", lambda e: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as left:

@@ -9,7 +9,7 @@ import scipy.stats
 from jaxtyping import Float, Float64
 
 from genaug.devices import DeviceMesh
-from genaug.evaluation.distances import distance_blocks, nearest, require_rows, settled
+from genaug.evaluation.distances import Balls, inside_blocks, nearest, require_rows
 from genaug.evaluation.manifold import NEIGHBOURS
 from genaug.types import UserError
 
@@ -69,19 +69,21 @@ def clipped_scores(
     radius = within.distance[:, -1]
     clipped = np.minimum(radius, np.median(radius))
 
-    balls = np.zeros(len(synthetic), np.int64)
+    balls = (
+        Balls(clipped, "reference", closed=True),
+        Balls(radius, "reference", closed=False),
+    )
+    around = np.zeros(len(synthetic), np.int64)
     held = np.zeros(len(real), np.int64)
-    for start, squared, error in distance_blocks(synthetic, real, mesh=mesh):
-        radii = radius[None, :], clipped[None, :]
-        distance = settled(synthetic, real, start, squared, error, *radii)
-        balls[start : start + len(distance)] = (distance <= clipped[None, :]).sum(axis=1)
-        held += (distance < radius[None, :]).sum(axis=0)
+    for start, (in_clipped, strictly) in inside_blocks(synthetic, real, balls, mesh=mesh):
+        around[start : start + len(in_clipped)] = in_clipped.sum(axis=1)
+        held += strictly.sum(axis=0)
 
     own = np.bincount(within.index[within.distance <= clipped[:, None]], minlength=len(real))
     covered = np.minimum(held, k).mean() / k
     expected = expected_coverage(len(real), len(synthetic), k)
     return ClippedScores(
-        density=min(1.0, float(np.minimum(balls, k).mean() / np.minimum(own, k).mean())),
+        density=min(1.0, float(np.minimum(around, k).mean() / np.minimum(own, k).mean())),
         coverage=float(np.interp(covered, expected, np.linspace(0, 1, len(expected)))),
         empty_real=float((radius == 0).mean()),
     )

@@ -13,15 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Float64
+from scipy.linalg import blas, lapack
 
 from genaug.evaluation.distances import require_rows
 from genaug.types import UserError
 
 # A distance below this share of the two total variances is rounding, and reported as 0.
 _ROUNDING = 1e-10
-# Below this ratio of the Cholesky diagonal's ends, squaring loses digits (1e-11 of the variance at
-# 1e-3, 2e-9 at 1e-6): the factors are then multiplied without squaring.
-_ILL_CONDITIONED = 1e-3
 
 
 class Moments(NamedTuple):
@@ -59,11 +57,11 @@ def frechet_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -
     if min(len(x), len(y)) > x.shape[1]:
         try:
             a = moments(x)
-            return _from_cholesky(a, _cholesky(a.cov), moments(y))
+            return _from_cholesky(a, _cholesky(a), moments(y))
         except np.linalg.LinAlgError:
             pass  # A constant or redundant feature: singular, or nearly, whatever n is.
     (mean_x, f), (mean_y, g) = _factor(x), _factor(y)
-    root_trace = float(scipy.linalg.svdvals(f @ g.T).sum())
+    root_trace = _nuclear_norm(f, g)
     return _assemble(mean_x - mean_y, float(np.square(f).sum() + np.square(g).sum()), root_trace)
 
 
@@ -82,7 +80,7 @@ def frechet_from_moments(a: Moments, b: Moments) -> float:
 def distance_to(a: Moments) -> Callable[[Moments], float]:
     """`frechet_from_moments(a, .)`, for many sets: the covariance of `a` is factored once."""
     try:
-        lower = _cholesky(a.cov)
+        lower = _cholesky(a)
     except np.linalg.LinAlgError:
         lower = None
 
@@ -96,25 +94,43 @@ def distance_to(a: Moments) -> Callable[[Moments], float]:
                 return _from_cholesky(a, lower, b)
         except np.linalg.LinAlgError:
             pass
-        root_trace = float(scipy.linalg.svdvals(_root(a.cov).T @ _root(b.cov)).sum())
+        root_trace = _nuclear_norm(_root(a.cov).T, _root(b.cov).T)
         return _assemble(a.mean - b.mean, float(np.trace(a.cov) + np.trace(b.cov)), root_trace)
 
     return distance
 
 
-def _cholesky(cov: np.ndarray) -> np.ndarray:
-    """L with L L^T = cov; raises `LinAlgError` where products of it lose digits."""
-    lower = scipy.linalg.cholesky(cov, lower=True)
-    if lower.diagonal().min() < _ILL_CONDITIONED * lower.diagonal().max():
+def _cholesky(a: Moments) -> Float64[np.ndarray, "d d"]:
+    """L (its lower triangle) with L L^T the covariance; `LinAlgError` where that is singular."""
+    # Transposed, which a symmetric matrix does not mind, it is laid out as LAPACK wants it.
+    lower, failed = lapack.dpotrf(a.cov.T, lower=1, clean=0)
+    if failed:
         raise np.linalg.LinAlgError
     return np.asarray(lower)
 
 
 def _from_cholesky(a: Moments, lower: np.ndarray, b: Moments) -> float:
-    _cholesky(b.cov)  # Refuses.
-    eigenvalues = scipy.linalg.eigvalsh(lower.T @ b.cov @ lower)
-    root_trace = float(np.sqrt(np.maximum(eigenvalues, 0)).sum())
-    return _assemble(a.mean - b.mean, float(np.trace(a.cov) + np.trace(b.cov)), root_trace)
+    """Raises `LinAlgError` where squaring, as this does, may lose digits that a reader sees."""
+    product, _ = lapack.dsygst(b.cov.T, lower, itype=2, lower=1)  # L^T S2 L, its lower triangle
+    eigenvalues = np.maximum(
+        scipy.linalg.eigvalsh(product, lower=True, overwrite_a=True, check_finite=False), 0
+    )
+    traces = float(np.trace(a.cov) + np.trace(b.cov))
+    # Rounding moves an eigenvalue by this much at most, its root by no more than the lesser of two.
+    sizes = [np.sqrt(np.square(each.cov).sum()) for each in (a, b)]
+    moved = np.finfo(float).eps * sizes[0] * sizes[1]
+    roots = np.sqrt(eigenvalues)
+    if moved * np.sum(1 / np.maximum(roots, np.sqrt(moved))) > _ROUNDING * traces:
+        raise np.linalg.LinAlgError
+    return _assemble(a.mean - b.mean, traces, float(roots.sum()))
+
+
+def _nuclear_norm(f: Float64[np.ndarray, "n d"], g: Float64[np.ndarray, "m d"]) -> float:
+    """The sum of the singular values of F G^T."""
+    # SciPy's product, not NumPy's: each brings a BLAS whose threads go on waiting for work, in the
+    # way of the other's.
+    product = blas.dgemm(1.0, f.T, g.T, trans_a=1)
+    return float(scipy.linalg.svdvals(product, overwrite_a=True, check_finite=False).sum())
 
 
 def _assemble(shift: np.ndarray, traces: float, root_trace: float) -> float:

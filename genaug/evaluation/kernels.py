@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float64, Int
 
 from genaug import layouts
@@ -26,7 +27,7 @@ from genaug.evaluation.intervals import Interval, normal_quantile
 from genaug.types import UserError
 
 # (inner products, term of the row, term of the column, scale) -> kernel values.
-_Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+_Kernel = Callable[[jax.Array, jax.Array, jax.Array, ArrayLike], jax.Array]
 
 
 class Subsets(NamedTuple):
@@ -108,13 +109,53 @@ def kid_subsets(
         raise UserError(f"{subsets} subsets of {size} rows: ask for at least 1 subset of 2 rows")
     left, right = _for_cubic(x, y)
     generator = np.random.RandomState(seed)
-    values = []
-    for _ in range(subsets):
-        some = generator.choice(len(x), size, replace=False)
-        others = generator.choice(len(y), size, replace=False)
-        sums = _sums(_take(left, some), _take(right, others), _cubic, 1 / x.shape[1])
-        values.append(_statistic(sums, biased=False))
+    draws = [
+        (
+            generator.choice(len(x), size, replace=False),
+            generator.choice(len(y), size, replace=False),
+        )
+        for _ in range(subsets)
+    ]
+    # Subsets share rows: where all pairs are fewer than theirs, every pair is computed once.
+    pairs = len(x) ** 2 + len(y) ** 2 + len(x) * len(y)
+    if pairs <= 3 * subsets * size**2:
+        some, others = (
+            np.stack([np.isin(np.arange(len(rows)), chosen) for chosen in drawn], axis=1)
+            for rows, drawn in zip((x, y), zip(*draws, strict=True), strict=True)
+        )
+        values = _subset_values(left, right, some, others)
+    else:
+        whole = np.ones((size, 1), bool)
+        values = np.concatenate(
+            [_subset_values(_take(left, a), _take(right, b), whole, whole) for a, b in draws]
+        )
     return Subsets(float(np.mean(values)), float(np.std(values)))
+
+
+def _subset_values(
+    x: _Set, y: _Set, some: Bool[np.ndarray, "n s"], others: Bool[np.ndarray, "m s"]
+) -> Float64[np.ndarray, " s"]:
+    """The U-statistic of each of s pairs of subsets; column i says which rows are in the i-th.
+
+    The sum over the pairs of a subset is a^T K b, a and b its columns, K the kernel matrix.
+    """
+    n, m = some.sum(axis=0), others.sum(axis=0)
+    scale = 1 / x.rows.shape[1]
+
+    def pairs(a: _Set, b: _Set, of_a: np.ndarray, of_b: np.ndarray) -> Float64[np.ndarray, " s"]:
+        total = np.zeros(of_a.shape[1])
+        weights = of_b.astype(np.float64)
+        with jax.enable_x64(True):
+            columns, terms = jnp.asarray(b.rows), jnp.asarray(b.terms)
+            for start, rows in row_blocks(a.rows, len(b.rows), 1024):
+                block = _placed(a, start, rows, None, within=a is b)
+                sums = _block_products(block, columns, terms, scale, weights, kernel=_cubic)
+                part = of_a[start : start + len(rows)]
+                total += (np.asarray(sums)[: len(part)] * part).sum(axis=0)
+        return total
+
+    within = pairs(x, x, some, some) / (n * (n - 1)) + pairs(y, y, others, others) / (m * (m - 1))
+    return np.asarray(within - 2 * pairs(x, y, some, others) / (n * m))
 
 
 def rbf_mmd(
@@ -199,12 +240,12 @@ def _for_cubic(x: np.ndarray, y: np.ndarray) -> tuple[_Set, _Set]:
     return prepare(x), prepare(y)
 
 
-def _cubic(product: jax.Array, row: jax.Array, column: jax.Array, scale: jax.Array) -> jax.Array:
+def _cubic(product: jax.Array, row: jax.Array, column: jax.Array, scale: ArrayLike) -> jax.Array:
     base = product * scale + row + column
     return base * base * base
 
 
-def _gaussian(product: jax.Array, row: jax.Array, column: jax.Array, scale: jax.Array) -> jax.Array:
+def _gaussian(product: jax.Array, row: jax.Array, column: jax.Array, scale: ArrayLike) -> jax.Array:
     return jnp.exp((product - row - column) * scale)
 
 
@@ -224,38 +265,69 @@ def _matrix_sums(
     with jax.enable_x64(True):
         columns, terms = layouts.copied(y.rows, mesh), layouts.copied(y.terms, mesh)
         for start, rows in row_blocks(x.rows, len(y.rows), 1024, mesh):
-            own = np.arange(start, start + len(rows))
-            valid = own < len(x.rows)
-            of_rows = (
-                rows,
-                np.where(valid, x.terms[np.where(valid, own, 0)], 0),
-                valid,
-                own if within else np.full(len(rows), -1),
-            )
-            shares = (layouts.shared_out(each, mesh) for each in of_rows)
-            block = _block_sums(*shares, columns, terms, np.float64(scale), kernel=kernel)
+            some = _placed(x, start, rows, mesh, within=within)
+            block = _block_sums(some, columns, terms, scale, kernel=kernel)
             by_row.append(layouts.gathered(block[0], mesh))
             by_column += layouts.gathered(block[1], mesh)
     return np.concatenate(by_row)[: len(x.rows)], by_column
 
 
-@functools.partial(jax.jit, static_argnames="kernel")
-def _block_sums(
-    x: Float[Array, "b d"],
-    x_terms: Float64[Array, " b"],
-    valid: Bool[Array, " b"],
-    own: Int[Array, " b"],
+class _Rows(NamedTuple):
+    """A block of rows of one set, padded, on the devices."""
+
+    rows: Float[Array, "b d"]
+    terms: Float64[Array, " b"]
+    valid: Bool[Array, " b"]
+    own: Int[Array, " b"]  # the column of the same row, -1 where the columns are another set
+
+
+def _placed(
+    x: _Set, start: int, rows: np.ndarray, mesh: DeviceMesh | None, *, within: bool
+) -> _Rows:
+    own = np.arange(start, start + len(rows))
+    valid = own < len(x.rows)
+    terms = np.where(valid, x.terms[np.where(valid, own, 0)], 0)
+    block = rows, terms, valid, own if within else np.full(len(rows), -1)
+    return _Rows(*(layouts.shared_out(each, mesh) for each in block))
+
+
+def _values(
+    x: _Rows,
     y: Float[Array, "m d"],
     y_terms: Float64[Array, " m"],
-    scale: Float64[Array, ""],
-    *,
+    scale: ArrayLike,
+    kernel: _Kernel,
+) -> Float64[Array, "b m"]:
+    """k(x, y), and 0 for padding and for a row with itself."""
+    product = jnp.matmul(x.rows, y.T, precision="highest").astype(jnp.float64)
+    values = kernel(product, x.terms[:, None], y_terms[None, :], scale)
+    counted = x.valid[:, None] & (jnp.arange(len(y))[None, :] != x.own[:, None])
+    return jnp.where(counted, values, 0)
+
+
+@functools.partial(jax.jit, static_argnames="kernel")
+def _block_sums(
+    x: _Rows,
+    y: Float[Array, "m d"],
+    y_terms: Float64[Array, " m"],
+    scale: ArrayLike,
     kernel: _Kernel,
 ) -> tuple[Float64[Array, " b"], Float64[Array, " m"]]:
-    product = jnp.matmul(x, y.T, precision="highest").astype(jnp.float64)
-    values = kernel(product, x_terms[:, None], y_terms[None, :], scale)
-    counted = valid[:, None] & (jnp.arange(len(y))[None, :] != own[:, None])
-    values = jnp.where(counted, values, 0)
+    values = _values(x, y, y_terms, scale, kernel)
     return values.sum(axis=1), values.sum(axis=0)
+
+
+@functools.partial(jax.jit, static_argnames="kernel")
+def _block_products(
+    x: _Rows,
+    y: Float[Array, "m d"],
+    y_terms: Float64[Array, " m"],
+    scale: ArrayLike,
+    weights: Float64[Array, "m s"],
+    kernel: _Kernel,
+) -> Float64[Array, "b s"]:
+    """For every row its values times the weights of the columns."""
+    return _values(x, y, y_terms, scale, kernel) @ weights
 
 
 def _statistic(sums: _Sums, biased: bool) -> float:

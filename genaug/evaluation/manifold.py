@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from genaug.devices import DeviceMesh
-from genaug.evaluation.distances import distance_blocks, nearest, require_rows, settled
+from genaug.evaluation.distances import Balls, inside_blocks, nearest, require_rows
 from genaug.types import UserError
 
 NEIGHBOURS = 5
@@ -64,22 +64,23 @@ def manifold_scores(
         :, -1
     ]
 
-    in_real = 0
-    balls = 0
+    precise = dense = 0
     recalled = np.zeros(len(real), bool)
     covered = np.zeros(len(real), bool)
-    for start, squared, error in distance_blocks(synthetic, real, mesh=mesh):
-        own = synthetic_radius[start : start + len(squared), None]
-        distance = settled(synthetic, real, start, squared, error, real_radius[None, :], own)
-        in_real += int((distance <= real_radius[None, :]).any(axis=1).sum())
-        recalled |= (distance <= own).any(axis=0)
-        strictly = distance < real_radius[None, :]
-        balls += int(strictly.sum())
+    balls = (
+        Balls(real_radius, "reference", closed=True),
+        Balls(synthetic_radius, "query", closed=True),
+        Balls(real_radius, "reference", closed=False),
+    )
+    for _, (in_balls, in_own, strictly) in inside_blocks(synthetic, real, balls, mesh=mesh):
+        precise += int(in_balls.any(axis=1).sum())
+        recalled |= in_own.any(axis=0)
+        dense += int(np.count_nonzero(strictly))
         covered |= strictly.any(axis=0)
     return ManifoldScores(
-        precision=in_real / len(synthetic),
+        precision=precise / len(synthetic),
         recall=float(recalled.mean()),
-        density=balls / (k * len(synthetic)),
+        density=dense / (k * len(synthetic)),
         coverage=float(covered.mean()),
         empty_real=float((real_radius == 0).mean()),
         empty_synthetic=float((synthetic_radius == 0).mean()),

@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist
 from genaug import layouts
 from genaug.devices import Mesh, make_mesh
 from genaug.evaluation import distances, nearest
-from genaug.evaluation.distances import distance_blocks
+from genaug.evaluation.distances import ROUNDING, Balls, inside_blocks
 from genaug.types import UserError
 
 
@@ -68,11 +68,34 @@ def test_the_error_bound_holds(offset):
     x = (np.random.default_rng(4).normal(size=(200, 300)) + offset).astype(np.float32)
     x[100:] = x[:100] * np.float32(1.00001)
     expected = np.square(cdist(x.astype(np.float64), x.astype(np.float64)))
-    seen = 0
-    for start, squared, error in distance_blocks(x, x, block=64):
-        assert (np.abs(squared - expected[start : start + len(squared)]) < error / 5).all()
-        seen += len(squared)
-    assert seen == 200
+    _, near = distances._columns(x, None)
+    found = np.asarray(distances._squared_distances(near, near), np.float64)
+    scale = near.lengths[:, None] + near.lengths[None, :]
+    assert (np.abs(found - expected) < ROUNDING / 5 * scale).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_balls_hold_what_they_hold_in_float64(offset, monkeypatch):
+    """Also rows at the very radius, which float32 puts on either side, and radii of 0, of all."""
+    x = np.random.default_rng(7).normal(size=(60, 9)) + offset
+    y = np.concatenate([x[:20], np.random.default_rng(8).normal(size=(30, 9)) + offset])
+    between = cdist(x, y)
+    of_x, of_y = between[:, 3].copy(), between[4].copy()
+    of_x[:3], of_y[-2:] = 0, np.inf
+    measured = distances.pair_distances
+    monkeypatch.setattr(distances, "pair_distances",
+                        lambda q, r, rows, columns: between[rows, columns])  # fmt: skip
+    balls = [
+        Balls(of_x, "query", closed=True),
+        Balls(of_y, "reference", closed=False),
+        Balls(of_y, "reference", closed=True),
+    ]
+    want = [between <= of_x[:, None], between < of_y, between <= of_y]
+    blocks = [inside for _, inside in inside_blocks(x, y, balls, block=17)]
+    for i, expected in enumerate(want):
+        np.testing.assert_array_equal(np.concatenate([inside[i] for inside in blocks]), expected)
+    rows, columns = (g.ravel() for g in np.mgrid[:60, :50])
+    np.testing.assert_allclose(measured(x, y, rows, columns), between.ravel(), rtol=1e-12)
 
 
 def test_refusals():
@@ -104,19 +127,23 @@ def test_neither_block_nor_mesh_changes_a_neighbour(devices, block):
 def test_blocks_of_distances_over_a_mesh(config):
     generator = np.random.default_rng(6)
     x, y = generator.normal(size=(37, 5)), generator.normal(size=(20, 5))
-    expected, seen = np.square(cdist(x, y)), 0
-    for start, squared, error in distance_blocks(x, y, 10, make_mesh(config)):
+    radius, seen = np.full(len(x), 2.5), 0
+    balls = [Balls(radius, "query", closed=True)]
+    for start, (inside,) in inside_blocks(x, y, balls, 10, make_mesh(config)):
         assert start == seen
-        assert (np.abs(squared - expected[start : start + len(squared)]) < error).all()
-        seen += len(squared)
+        np.testing.assert_array_equal(inside, cdist(x[start : start + len(inside)], y) <= 2.5)
+        seen += len(inside)
     assert seen == len(x)
 
 
 def test_devices_tell_each_other_nothing(optimized):
     mesh = make_mesh(Mesh(data=8))
-    rows = layouts.shared_out(np.zeros((64, 9), np.float32), mesh)
-    columns = layouts.copied(np.zeros((300, 9), np.float32), mesh)
-    own = layouts.shared_out(np.full(64, -1, np.int32), mesh)
-    program = distances._candidates.lower(rows, columns, own, 13).compile()
-    assert program.output_shardings.is_equivalent_to(layouts.split(mesh), 2)
+    near = np.zeros((64, 9), np.float32)
+    rows = distances._with_lengths(near, layouts.shared_out, mesh)
+    _, columns = distances._columns(np.zeros((300, 9), np.float32), mesh, 4)
+    program = distances._candidates.lower(
+        rows, columns, wanted=5, keep=13, depth=4, mesh=mesh
+    ).compile()
+    for sharding in program.output_shardings:
+        assert sharding.is_equivalent_to(layouts.split(mesh), 2)
     assert not re.search("all-|collective-|reduce-scatter", program.as_text())

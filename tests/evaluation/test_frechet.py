@@ -90,6 +90,18 @@ def test_ill_conditioned_features():
     assert frechet_distance((x * scale) @ turn, (x * scale) @ turn) == 0
 
 
+@pytest.mark.parametrize("digits", [1, 3, 6, 9, 12])
+def test_any_spectrum_keeps_its_digits(digits):
+    """Covariances with common eigenvectors have a closed form, whatever their condition."""
+    d = 60
+    turn = np.linalg.qr(normal(d, d, 13))[0]
+    values = [10.0 ** -np.linspace(0, digits, d), 10.0 ** -(np.linspace(digits, 0, d) ** 0.9)]
+    a, b = (Moments(np.zeros(d), (turn * v) @ turn.T, 100) for v in values)
+    expected = np.square(np.sqrt(values[0]) - np.sqrt(values[1])).sum()
+    size = values[0].sum() + values[1].sum()
+    assert frechet_from_moments(a, b) == pytest.approx(expected, abs=1e-9 * size)
+
+
 def test_a_constant_feature_changes_nothing():
     x, y = normal(200, 10, 9), normal(200, 10, 10)
     padded = (np.pad(each, ((0, 0), (0, 3))) for each in (x, y))

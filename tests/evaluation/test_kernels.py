@@ -125,14 +125,16 @@ def test_subsets_agree_with_torch_fidelity(monkeypatch):
     assert found.std == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-3)
 
 
-def test_subsets_agree_with_the_full_matrices():
+@pytest.mark.parametrize(("subsets", "size"), [(4, 30), (40, 30)])
+def test_subsets_agree_with_the_full_matrices(subsets, size):
+    """Few of them each by itself, many of them from all pairs at once."""
     x, y = features(90, 11), features(70, 12)
     generator = np.random.RandomState(2020)
     values = []
-    for _ in range(4):
-        some, others = (generator.choice(n, 30, replace=False) for n in (90, 70))
+    for _ in range(subsets):
+        some, others = (generator.choice(n, size, replace=False) for n in (90, 70))
         values.append(naive(x[some], y[others], cubic))
-    found = kid_subsets(x, y, subsets=4, size=30)
+    found = kid_subsets(x, y, subsets=subsets, size=size)
     np.testing.assert_allclose(found, (np.mean(values), np.std(values)), rtol=2e-6)
 
 
