@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -42,17 +43,19 @@ def fuzzed(count: int, seed: int) -> Counted:
     listed = _pytest([str(file), "--collect-only"], {}, 300)[1]
     names = [line for line in listed.splitlines() if "::" in line and "as_they_are" not in line]
     each = -(-count // len(names))
-    passed = tried = 0
-    failed: list[str] = []
-    for name in names:
+
+    def properties(name: str) -> tuple[int, int, int]:
         more = ["--hypothesis-show-statistics", f"--hypothesis-seed={seed}"]
         code, said = _pytest([name, *more], {"GENAUG_FUZZ": str(each)}, 120 + each)
         runs = re.findall(r"(\d+) passing(?: examples)?, (\d+) failing", said)
         good, bad = (sum(int(run[i]) for run in runs) for i in (0, 1))
-        if code:
-            failed.append(name.partition("::")[2])
-            bad = max(bad, 1)
-        passed, tried = passed + good, tried + good + bad
+        return code, good, max(bad, 1) if code else bad
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one a core; pytest does the work
+        found = list(pool.map(properties, names))
+    failed = [name.partition("::")[2] for name, one in zip(names, found, strict=True) if one[0]]
+    passed = sum(good for _, good, _ in found)
+    tried = passed + sum(bad for _, _, bad in found)
     remark = f"{len(names)} properties of what reads files" + "".join(
         f"; {n} fails" for n in failed
     )

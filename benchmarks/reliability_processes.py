@@ -1,6 +1,7 @@
 """The faults of `benchmarks.reliability` that end processes: killed, told to leave, fewer or more.
 
-Each function takes how often, and a seed; what is random is drawn from that.
+Each function takes how often, and a seed; what is random is drawn from that. Injections go
+on beside one another, one a core: what is told to leave has to do so with others at work.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.reliability_faults import Counted, listed
 from genaug import checkpoint
@@ -97,52 +99,77 @@ def _unbroken(command: str) -> Iterator[tuple[Path, dict[str, Any], float]]:
         yield scratch, first, time.monotonic() - began
 
 
+class _Outcome(NamedTuple):
+    """What came of one injection: whether all was as promised, what was going on, how long it
+    took to react."""
+
+    survived: bool
+    places: tuple[str, ...] = ()
+    wait: float = 0.0
+
+
+def _outcomes(
+    inject: Callable[[int, random.Random], _Outcome], count: int, seed: int
+) -> tuple[int, str, tuple[float, ...]]:
+    """As many at a time as there are cores, each with random numbers of its own: how many were
+    survived, in what, and the waits."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda i: inject(i, random.Random(f"{seed}/{i}")), range(count)))
+    places = collections.Counter(place for one in found for place in one.places)
+    waits = tuple(one.wait for one in found)
+    return sum(one.survived for one in found), listed(places), waits
+
+
 def killed(command: str, count: int, seed: int) -> Counted:
     """kill -9 at a random moment, then the same command again, to the same bits."""
-    draw, survived = random.Random(seed), 0
-    places: collections.Counter[str] = collections.Counter()
     with _unbroken(command) as (scratch, wanted, seconds):
-        for i in range(count):
-            run = scratch / f"run_{i}"
+
+        def inject(i: int, draw: random.Random) -> _Outcome:
+            run, places = scratch / f"run_{i}", []
             for _ in range(draw.choice((1, 1, 2))):
                 child = _start(command, run, scratch)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(draw.uniform(0.1, 1.0) * seconds)
                 child.kill()
                 child.communicate()
-                places[_where(run)] += 1
+                places.append(_where(run))
             child = _start(command, run, scratch)
             child.communicate()
-            survived += child.returncode == 0 and _results(run) == wanted
+            survived = child.returncode == 0 and _results(run) == wanted
             shutil.rmtree(run)
-    return Counted(survived, count, f"killed in: {listed(places)}")
+            return _Outcome(survived, tuple(places))
+
+        survived, places, _ = _outcomes(inject, count, seed)
+    return Counted(survived, count, f"killed in: {places}")
 
 
 def told(command: str, count: int, seed: int) -> Counted:
     """SIGTERM or Ctrl-C at a random moment after the start: the code, the time, and the rest."""
-    draw, survived, waits = random.Random(seed), 0, []
-    places: collections.Counter[str] = collections.Counter()
     with _unbroken(command) as (scratch, wanted, seconds):
-        for i in range(count):
+
+        def inject(i: int, draw: random.Random) -> _Outcome:
             run, number = scratch / f"run_{i}", draw.choice((signal.SIGTERM, signal.SIGINT))
             child = _start(command, run, scratch)
             while child.poll() is None and not (run / "config.json").is_file():
                 time.sleep(0.01)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(draw.uniform(0.0, 0.7) * seconds)
-            places[_where(run)] += 1
+            place = _where(run)
             child.send_signal(number)
             began = time.monotonic()
             child.communicate()
-            waits.append(time.monotonic() - began)
+            wait = time.monotonic() - began
             # A run that ends by itself in this moment ends well.
-            good = child.returncode in (128 + number, 0) and waits[-1] <= 10
+            good = child.returncode in (128 + number, 0) and wait <= 10
             child = _start(command, run, scratch)
             child.communicate()
-            survived += good and child.returncode == 0 and _results(run) == wanted
+            survived = good and child.returncode == 0 and _results(run) == wanted
             shutil.rmtree(run)
-    remark = f"told in: {listed(places)}; left within {max(waits):.1f} s at most"
-    return Counted(survived, count, remark, tuple(waits))
+            return _Outcome(survived, (place,), wait)
+
+        survived, places, waits = _outcomes(inject, count, seed)
+    remark = f"told in: {places}; left within {max(waits):.1f} s at most"
+    return Counted(survived, count, remark, waits)
 
 
 # --- several processes
@@ -170,11 +197,12 @@ def _together(run: Path, scratch: Path, count: int, *more: str) -> list[int]:
 
 def handed_on(count: int, seed: int) -> Counted:
     """A third of the updates in one process, a third in two, the rest in one again."""
-    survived = same = 0
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        for i in range(count):
-            run, whole, seeded = scratch / "run", scratch / "whole", ("--seed", str(seed + i))
+
+        def inject(i: int, _: random.Random) -> _Outcome:
+            run, whole = scratch / f"run_{i}", scratch / f"whole_{i}"
+            seeded = ("--seed", str(seed + i))
             updates = ("--train.num-steps", "120", *seeded)
             good = _together(whole, scratch, 1, *updates) == [0]
             for number, to in enumerate((40, 80, 120)):
@@ -187,11 +215,14 @@ def handed_on(count: int, seed: int) -> Counted:
             good &= [line["step"] for line in read_metrics(run) if "loss" in line] == [
                 line["step"] for line in read_metrics(whole) if "loss" in line
             ]
-            survived += good
-            same += good and _results(run)["arrays"] == _results(whole)["arrays"]
+            same = good and _results(run)["arrays"] == _results(whole)["arrays"]
             for folder in (run, whole):
                 shutil.rmtree(folder, ignore_errors=True)
-    return Counted(survived, count, f"the bits of a run in one process in {same}")
+            return _Outcome(good, ("same",) * same)
+
+        survived, same, _ = _outcomes(inject, count, seed)
+    number = same.removeprefix("same ") or "0"
+    return Counted(survived, count, f"the bits of a run in one process in {number}")
 
 
 def _launch(run: Path, scratch: Path) -> subprocess.Popen[str]:
@@ -236,33 +267,35 @@ def _until(condition: Callable[[], bool], seconds: float) -> float:
 
 def lost(count: int, seed: int) -> Counted:
     """kill -9 or SIGSTOP of one of two processes: both are started again, to the same bits."""
-    draw, survived, waits = random.Random(seed), 0, []
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         whole = _launch(scratch / "whole", scratch)
         if whole.wait():
             raise RuntimeError("the unbroken launch did not end well")
         wanted = _results(scratch / "whole")
-        for i in range(count):
+
+        def inject(i: int, draw: random.Random) -> _Outcome:
             run, number = scratch / f"run_{i}", (signal.SIGKILL, signal.SIGSTOP)[i % 2]
             launcher = _launch(run, scratch)
-            saved = run / "checkpoints" / "20.json"
-            _until(lambda saved=saved: saved.exists(), 300)  # type: ignore[misc]
+            _until((run / "checkpoints" / "20.json").exists, 300)
             time.sleep(draw.uniform(0.0, 1.0))
             before = _members(run)
             os.kill(before[draw.randrange(2)], number)
 
-            def again(run: Path = run, before: dict[int, int] = before) -> bool:
+            def again() -> bool:
                 now = _members(run)
                 return len(now) == 2 and not {*now.values()} & {*before.values()}
 
-            waits.append(_until(again, 120))
+            wait = _until(again, 120)
             try:
                 code = launcher.wait(600)
             finally:
                 launcher.terminate()
-            survived += code == 0 and waits[-1] <= 60 and _results(run) == wanted
+            survived = code == 0 and wait <= 60 and _results(run) == wanted
             shutil.rmtree(run)
-    kinds = f"killed {-(-count // 2)}, stopped {count // 2}"
-    return Counted(survived, count, f"{kinds}; relaunched within {max(waits):.0f} s at most",
-                   tuple(waits))  # fmt: skip
+            return _Outcome(survived, ("killed" if number == signal.SIGKILL else "stopped",), wait)
+
+        survived, places, waits = _outcomes(inject, count, seed)
+    return Counted(
+        survived, count, f"{places}; relaunched within {max(waits):.0f} s at most", waits
+    )
