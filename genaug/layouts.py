@@ -126,6 +126,21 @@ def gathered(array: jax.Array, mesh: DeviceMesh | None) -> np.ndarray:
     return np.asarray(array) if mesh is None else to_host(array)
 
 
+def on_rows(function: Callable[[Any, Any], Any], mesh: DeviceMesh | None) -> Callable[..., Any]:
+    """`(shared, rows) -> rows` within a program: each device computes with its share of the rows
+    (as `shared_out` lays them) and needs nothing of the others."""
+    if mesh is None:
+        return function
+    rows = split(mesh).spec
+    return jax.shard_map(
+        function,
+        mesh=mesh.devices,
+        in_specs=(PartitionSpec(), rows),
+        out_specs=rows,
+        check_vma=False,
+    )
+
+
 def to_host(tree: Any) -> Any:
     """Arrays from wherever they lie, whole, as NumPy's, on every process; all must ask."""
     if jax.process_count() == 1:

@@ -296,21 +296,6 @@ def compile_rows(
     return _of_rows(program, mesh, in_shardings=(None, layouts.whole(mesh), layouts.split(mesh)))
 
 
-def on_rows(function: Callable[[Any, Any], Any], mesh: DeviceMesh | None) -> Callable[..., Any]:
-    """`(shared, rows) -> rows` within a program: each device computes with its share of the rows
-    (as `layouts.shared_out` lays them) and needs nothing of the others."""
-    if mesh is None:
-        return function
-    rows = layouts.split(mesh).spec
-    return jax.shard_map(
-        function,
-        mesh=mesh.devices,
-        in_specs=(PartitionSpec(), rows),
-        out_specs=rows,
-        check_vma=False,
-    )
-
-
 def over_rows(function: Callable[..., Any], mesh: jax.sharding.Mesh | None) -> Callable[..., Any]:
     """`(weights, key, rows) -> rows` over the devices of a program that is not ours, inside its
     `jax.jit` or not: each draws its share of the rows and needs nothing of the others.

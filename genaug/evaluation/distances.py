@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Int32
 
-from genaug import layouts, parallel
+from genaug import layouts
 from genaug.devices import DeviceMesh
 from genaug.types import UserError
 
@@ -287,7 +287,7 @@ def _candidates(
         return index, ~(squared - bound > farthest)
 
     # Left to itself XLA would bring all rows to one device for `top_k`.
-    return parallel.on_rows(of_rows, mesh)(y, x)
+    return layouts.on_rows(of_rows, mesh)(y, x)
 
 
 def _smallest(values: Float[Array, "n m"], keep: int, depth: int) -> Int32[Array, "n {keep}"]:
