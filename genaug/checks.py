@@ -184,7 +184,7 @@ def check_resumed(
 ) -> None:
     """Refuse to go on from a checkpoint with another config, other data or another order of them.
 
-    saved, here: `job.described` as it was when the checkpoint was written, and as it is.
+    saved, here: `generator.described` as it was when the checkpoint was written, and as it is.
     allowed:     fields of the config that were changed by name. With another config the order of
                  the examples is another, and with other fields of the data the data.
     """

@@ -72,11 +72,11 @@ def _say_where(console: Console, experiment: Experiment, directory: Path) -> Non
 
 
 def _train(experiment: Experiment, directory: Path, folder: Path, console: Console) -> None:
-    from genaug import job
+    from genaug import generator
 
     run = runs.prepare(experiment, folder, shared=directory, compare=False)
-    job.announce(run, console)
-    job.train(run, console)
+    generator.announce(run, console)
+    generator.train(run, console)
     console.print(f"trained: {directory}/checkpoints, {directory}/samples")
 
 

@@ -106,7 +106,7 @@ def test_a_missing_imbalanced_learn_is_named_before_training(refused, monkeypatc
 def prepared(monkeypatch):
     """The runs that got as far as training, which is left out."""
     reached = []
-    monkeypatch.setattr("genaug.job.train", lambda run, *rest: reached.append(run))
+    monkeypatch.setattr("genaug.generator.train", lambda run, *rest: reached.append(run))
     return reached
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_run import files, subprocess_environment, tiny
 
-from genaug import arms, checkpoint, export, job, parallel, report, runs
+from genaug import arms, checkpoint, export, generator, job, parallel, report, runs
 from genaug.bundle import load_sampler
 from genaug.data import splits as splitting
 from genaug.devices import DeviceMesh
@@ -113,7 +113,7 @@ def test_every_synthetic_image_is_drawn_again_from_its_address(finished):
         "index": np.array([row["index"] for row in rows], np.int32),
         "label": np.array([row["label"] for row in rows], np.int32),
     }
-    drawn = sampler(job.keys(int(rows[0]["seed"]))["sample"], cond)
+    drawn = sampler(generator.keys(int(rows[0]["seed"]))["sample"], cond)
     stored = np.stack([row["image"] for row in rows]).astype(int)
     assert np.abs(np.asarray(drawn["image"]).astype(int) - stored).max() <= 1
 
@@ -134,7 +134,7 @@ def test_the_generator_and_the_arms_see_training_images_alone(
 ):
     """Spies on every image that is handed to the generator's batches and to the arms' pool."""
     parts, fed, pooled = [], [], []
-    real_split, real_pipeline, real_pool = splitting.split, job.pipeline, studies.make_pool
+    real_split, real_pipeline, real_pool = splitting.split, generator.pipeline, studies.make_pool
 
     def spy_split(dataset, config):
         parts.append((dataset, real_split(dataset, config)))
@@ -154,7 +154,7 @@ def test_the_generator_and_the_arms_see_training_images_alone(
         return np.array([position[image.reshape(-1).tobytes()] for image in batch["image"]])
 
     monkeypatch.setattr(splitting, "split", spy_split)
-    monkeypatch.setattr(job, "pipeline", spy_pipeline)
+    monkeypatch.setattr(generator, "pipeline", spy_pipeline)
     monkeypatch.setattr(studies, "make_pool", lambda *a: (pooled.append(a[0]), real_pool(*a))[1])
     assert run_cli("run", experiment_file, "--run-dir", tmp_path / "run", "--quiet") == 0
     (dataset, splits), *_ = parts
@@ -194,12 +194,12 @@ class Stop:
 
 STOPS = [
     # name, owner, function, which of its calls, after it; a file that is there, one that is not
-    ("before the first update", job, "fit", 0, False, "data.json", "metrics.jsonl"),
+    ("before the first update", generator, "fit", 0, False, "data.json", "metrics.jsonl"),
     ("in a checkpoint, before its mark", checkpoint, "write_json", 0, False,
      "checkpoints/10/commit_success.txt", "checkpoints/10.json"),
     ("in training, past a checkpoint", checkpoint, "save", 0, True,
      "checkpoints/10.json", "checkpoints/20"),
-    ("after training", job, "fit", 0, True, "checkpoints/20.json", "study"),
+    ("after training", generator, "fit", 0, True, "checkpoints/20.json", "study"),
     ("before the first arm", job.classifier, "train_replicas", 0, False, "data.json", "study"),
     ("an arm trained and not yet kept", job.classifier, "train_replicas", 2, True,
      "study/none__longer.npz", "study/class_weights.npz"),
@@ -274,7 +274,7 @@ def test_a_finished_run_is_not_made_again(run_cli, experiment_file, finished_cop
     monkeypatch.setattr(job, "draw", never)
     monkeypatch.setattr(job, "audit", never)
     monkeypatch.setattr("genaug.checkpoint.save", never)
-    monkeypatch.setattr(job, "batches", lambda stream, start, stop: _no_updates(start, stop))
+    monkeypatch.setattr(generator, "batches", lambda stream, start, stop: _no_updates(start, stop))
     assert run_cli("run", experiment_file, "--run-dir", finished_copy, "--quiet") == 0
     assert (finished_copy / "results.json").read_bytes() == before
 

@@ -12,7 +12,7 @@ from test_job import Stop
 from test_report import visible
 from tiny_run import files, tiny
 
-from genaug import devices, job, replication, runs
+from genaug import devices, generator, job, replication, runs
 from genaug.config import from_json
 from genaug.evaluation.study import Study
 from genaug.files import read_json
@@ -453,9 +453,11 @@ def test_a_run_stopped_after_a_split_goes_on_with_the_next(unbroken, command, ru
         assert run_cli(*command) == 130
     assert (directory / "split_1" / "study").exists()
     trained = []
-    real = job.fit
+    real = generator.fit
     monkeypatch.setattr(
-        job, "fit", lambda *a, **o: (trained.append(o["checkpoints"].parent.name), real(*a, **o))[1]
+        generator,
+        "fit",
+        lambda *a, **o: (trained.append(o["checkpoints"].parent.name), real(*a, **o))[1],
     )
     assert run_cli(*command) == 0
     assert trained == ["split_1"]
