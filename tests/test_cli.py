@@ -41,6 +41,24 @@ def test_help_answers_without_importing_anything_heavy():
     assert " ".join(done.stdout.split()).count("Exit codes: 0 done") == len(calls) - 1
 
 
+SLOW = (
+    "scipy.stats",
+    "scipy.spatial",
+    "sklearn",
+    "tensorflow",
+    "torch",
+    "matplotlib",
+    "tensorboard",
+)
+
+
+def test_a_command_starts_without_what_is_slow_to_import_and_seldom_needed():
+    code = "import sys, genaug.run_command, genaug.generator, genaug.evaluation\n"
+    code += f"print([name for name in {SLOW!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_an_experiments_help_lists_nested_fields_with_types_and_defaults(
     run_cli, experiment_file, capsys
 ):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Float64
+from scipy import special
 
 from genaug.devices import DeviceMesh
 from genaug.evaluation.distances import Balls, inside_blocks, nearest, require_rows
@@ -102,5 +102,7 @@ def expected_coverage(n: int, m: int, k: int) -> Float64[np.ndarray, " m_plus_1"
     good = np.arange(m + 1)
     missing = np.zeros(m + 1)
     for j in range(k):
-        missing += (1 - j / k) * scipy.stats.betabinom.pmf(j, good, k, n - k)
+        i = good[j:]
+        ratio = special.betaln(k + j, n - k + i - j) - special.betaln(k, n - k)
+        missing[j:] += (1 - j / k) * special.binom(i, j) * np.exp(ratio)
     return 1 - missing

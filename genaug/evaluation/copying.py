@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Float64, Int
 
 from genaug.devices import DeviceMesh
@@ -229,7 +228,9 @@ def _rank_score(near: np.ndarray, usual: np.ndarray) -> float:
     n, m = len(near), len(usual)
     total = n + m
     pooled = np.concatenate([near, usual])
-    ranks = scipy.stats.rankdata(pooled)
+    ordered = np.sort(pooled)
+    # The ranks of equal values are their mean.
+    ranks = (np.searchsorted(ordered, pooled) + np.searchsorted(ordered, pooled, "right") + 1) / 2
     larger = ranks[:n].sum() - n * (n + 1) / 2
     ties = np.unique(pooled, return_counts=True)[1].astype(np.float64)
     tied = (ties**3 - ties).sum() / (total * (total - 1))

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Float64, Int
 
 from genaug.evaluation.distances import require_rows
 from genaug.evaluation.frechet import Moments, distance_to, frechet_from_moments, moments
+from genaug.evaluation.intervals import t_quantile
 from genaug.evaluation.streaming import StreamedMoments
 from genaug.types import UserError
 
@@ -91,7 +91,7 @@ def frechet_infinity(
         some, others = (rows[np.arange(len(rows)) % groups != group] for rows in (real, synthetic))
         without.append(_line(kept, _curve(some, others, kept, both))[1])
     error = float(np.sqrt((groups - 1) * np.var(without)))
-    half = float(scipy.stats.t.ppf((1 + level) / 2, groups - 1)) * error
+    half = t_quantile(level, groups - 1) * error
     return Extrapolation(value, value - half, value + half, slope, sizes, distances)
 
 

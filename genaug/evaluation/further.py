@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.spatial
 from jaxtyping import Float
 
 from genaug.devices import DeviceMesh
@@ -136,8 +135,10 @@ def median_distance(x: Float[np.ndarray, "n d"]) -> float:
     A usual choice (Gretton et al. 2012, sec. 8), there of both samples together; here of the
     reference alone, so that it does not depend on what is judged.
     """
+    from scipy.spatial.distance import pdist  # slow to import, and for `every` metric alone
+
     some = x[np.linspace(0, len(x) - 1, min(len(x), _WIDTH_ROWS)).astype(np.int64)]
-    return float(np.median(scipy.spatial.distance.pdist(some.astype(np.float64))))
+    return float(np.median(pdist(some.astype(np.float64))))
 
 
 def _mifid(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Float, Float64, Int, UInt16
 
 from genaug.evaluation.scores import scores, statistics_of
@@ -79,9 +79,9 @@ def paired_t(differences: Float[np.ndarray, " s"], level: float = 0.95) -> Paire
         raise UserError("a paired t-test needs at least 2 differences: run more seeds")
     mean = float(differences.mean(dtype=np.float64))
     error = float(differences.std(ddof=1, dtype=np.float64)) / s**0.5
-    half = float(scipy.stats.t.ppf((1 + level) / 2, s - 1)) * error
+    half = t_quantile(level, s - 1) * error
     if error > 0:
-        p_value = float(2 * scipy.stats.t.sf(abs(mean) / error, s - 1))
+        p_value = float(2 * scipy.special.stdtr(s - 1, -abs(mean) / error))
     else:
         p_value = 0.0 if mean else 1.0
     return PairedT(mean, mean - half, mean + half, p_value)
@@ -244,7 +244,12 @@ def half_sampling(
 
 def normal_quantile(level: float) -> float:
     """How many standard deviations a two-sided interval of confidence `level` reaches."""
-    return float(scipy.stats.norm.ppf((1 + level) / 2))
+    return float(scipy.special.ndtri((1 + level) / 2))
+
+
+def t_quantile(level: float, freedom: int) -> float:
+    """The same where the standard deviation is estimated: Student's t of so many degrees."""
+    return float(scipy.special.stdtrit(freedom, (1 + level) / 2))
 
 
 def _with_replacement(generator: np.random.Generator, draws: int, n: int) -> np.ndarray:

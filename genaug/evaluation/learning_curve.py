@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
+from scipy.special import ndtr, stdtr
 from sklearn.isotonic import isotonic_regression
 
-from genaug.evaluation.intervals import Interval
+from genaug.evaluation.intervals import Interval, normal_quantile, t_quantile
 from genaug.types import UserError
 
 
@@ -71,5 +71,7 @@ def p_value(gain: Interval, level: float, num_splits: int) -> float:
     half = (gain.high - gain.low) / 2
     if half == 0:
         return 0.0 if gain.estimate else 1.0
-    of = scipy.stats.t(num_splits - 1) if num_splits > 1 else scipy.stats.norm()
-    return float(2 * of.sf(abs(gain.estimate) / (half / of.ppf((1 + level) / 2))))
+    if num_splits == 1:
+        return float(2 * ndtr(-abs(gain.estimate) / (half / normal_quantile(level))))
+    freedom = num_splits - 1
+    return float(2 * stdtr(freedom, -abs(gain.estimate) / (half / t_quantile(level, freedom))))
