@@ -35,11 +35,12 @@ cat >"$shared/gpt2.py" <<'EXPERIMENT'
 
 A folder of .txt files (OpenWebText's, say), a .jsonl or a .csv; 1,024 tokens of context, nanoGPT's
 recipe (600,000 updates of 480 rows). Run here: the net's equality with Hugging Face's
-(tests/nets/test_transformer.py), its number of parameters, two updates on made-up rows of this
-length and vocabulary at an eighth of the width (tests/models/test_transformer_lm.py), and `tiny()`.
-Not run: the training. Compiled for 256 TPU v5e (`genaug plan experiments/gpt2.py --vocab-size 50256
---topology v5e-256 --search`): at most 68 % MFU at 512 rows an update and 83 % at 2,048, in 2.6 and
-4.5 GiB of 16, data parallel.
+(tests/nets/test_transformer.py), its number of parameters, 20 updates at full width on made-up
+rows, all of them finite (`genaug profile experiments/gpt2.py --vocab-size 50256
+--train.batch-size 1 --model.dtype float32`, 2 CPU cores), and `tiny()`. Not run: the training.
+Compiled for 256 TPU v5e (`genaug plan experiments/gpt2.py --vocab-size 50256 --topology v5e-256
+--search`): at most 68 % MFU at 512 rows an update and 83 % at 2,048, in 2.6 and 4.5 GiB of 16, data
+parallel.
 """
 
 import dataclasses

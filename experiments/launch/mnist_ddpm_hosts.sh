@@ -30,14 +30,12 @@ cat >"$folder/mnist-ddpm.py" <<'EXPERIMENT'
 Flow matching with a U-Net of 14 and 7 patches of 2x2 pixels. 3,000 training images are few: 30 % of
 them are warped, and the network is told how (Karras et al. 2022), so samples are upright.
 
-One core (x86-64), 99 minutes beside other work on the machine. Both cores by themselves take 20 to
-25 s for 50 updates (200 watched), 57 minutes at that pace. One run; `python -m benchmarks.quality`,
-1,000 samples, 5 halves of the held-out images, mean ± sd:
-    25 steps                    Fréchet distance 1.47 ± 0.17 times the floor, coverage 0.97 ± 0.01
-                                of it, label agreement 96.9 ± 0.3 % (of real images 97.8 ± 0.2 %)
-    25 steps, guidance 1.25     1.64 ± 0.12, 0.97 ± 0.01, 99.1 ± 0.1 %
-Trained before the noise levels of a batch were spread by the golden ratio (`ddpm.spread`).
-500 validation images: 3.81 ± 0.38 bits per dimension (s.e.). Some samples are no clear digit.
+30 minutes on 2 cores (x86-64) beside other work, which left it little more than one of them. One
+run; `python -m benchmarks.quality`, 1,000 samples, 5 halves of the held-out images, mean ± sd:
+    25 steps                    Fréchet distance 1.36 ± 0.21 times the floor, coverage 0.97 ± 0.01
+                                of it, label agreement 96.6 ± 0.3 % (of real images 97.8 ± 0.1 %)
+    25 steps, guidance 1.25     1.46 ± 0.17, 0.98 ± 0.01, 99.3 ± 0.2 %
+500 validation images: 3.73 ± 0.38 bits per dimension (s.e.). Some samples are no clear digit.
 """
 
 import dataclasses
