@@ -3,16 +3,17 @@
     pip install -e ".[bench,twin]" && python -m benchmarks --quick
     python -m benchmarks --compare benchmarks/history/A.json benchmarks/history/B.json
 
-Every run is kept as a JSON file in `--history`; `--write` puts its table into THROUGHPUT.md.
-`--compare` says which ratios have changed by more than 10 % and beyond their noise. What a row is
-and what its ratio means stands in the table itself; the peers need the extras, and a peer that is
-not there is a row that says so.
+Every run is kept as a JSON file in `--history`; `--write` puts its table into RESULTS.md and draws
+its ratios (throughput.svg); `--table A --write` does so for a run that was kept. `--compare` says
+which ratios have changed by more than 10 % and beyond their noise. What a row is and what its ratio
+means stands in the table itself; the peers need the extras, and a peer that is not there is a row
+that says so.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmarks import history
 from genaug.devices import use_cpu_cores_as_devices
 from genaug.types import UserError
 
-RESULTS = Path(__file__).with_name("THROUGHPUT.md")
+RESULTS = Path(__file__).with_name("RESULTS.md")
 HISTORY = Path(__file__).with_name("history")
 ROUNDS, QUICK_ROUNDS = 11, 7
 PARTS = ("training", "generation", "study", "generators", "inputs", "starts")
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
                       help=f"of every race (default {ROUNDS}, quick {QUICK_ROUNDS})")  # fmt: skip
     made.add_argument("--history", type=Path, default=HISTORY, metavar="DIR",
                       help=f"where runs are kept (default {HISTORY.name}/ here)")  # fmt: skip
-    made.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    made.add_argument("--write", action="store_true", help=f"write {RESULTS.name} and its picture")
     made.add_argument("--note", default="", help="a sentence for the table, of this run")
     made.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"),
                       help="two runs that were kept: which ratios changed")  # fmt: skip
@@ -91,16 +92,22 @@ def measured(options: argparse.Namespace, say: Callable[[str], None]) -> dict[st
                 results[part].append(row)
                 say(f"{part}: {row}")
     results["profiles"] = [
-        {
-            "title": record["title"],
-            "text": (training if record["part"] == training.PART else generation).profile_text(
-                record["name"]
-            ),
-        }
+        {"title": record["title"], "text": _profile(record)}
         for record in results["cases"]
         if tables.short_of(record)
     ]
     return results
+
+
+def _profile(record: Mapping[str, Any]) -> str:
+    """Where the time of a case goes."""
+    from benchmarks import generation, race, training
+
+    part = training if record["part"] == training.PART else generation
+    try:
+        return part.profile_text(record["name"])
+    except Exception as error:  # What was measured is kept all the same.
+        return race.said(error)
 
 
 def main() -> None:
@@ -121,12 +128,14 @@ def main() -> None:
             print(f"kept: {history.write(options.history, results)}")
     except UserError as error:
         made.error(str(error))
-    from benchmarks.throughput_table import document
+    from benchmarks.throughput_plot import picture
+    from benchmarks.throughput_table import PICTURE, document
 
     text = "\n".join(document(results)).rstrip() + "\n"
     print(f"\n{text}")
     if options.write:
         RESULTS.write_text(text, encoding="utf-8")
+        RESULTS.with_name(PICTURE).write_text(picture(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

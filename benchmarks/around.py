@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.training import UNET, images
+from benchmarks.subjects import UNET, images
 from genaug import layouts, parallel
 from genaug.data import Data, batches, load, pipeline, split
 from genaug.devices import Mesh, make_mesh
@@ -99,7 +99,7 @@ def inputs(quick: bool) -> Iterator[dict[str, Any]]:
 
 def first_update(name: str) -> float:
     """Seconds that the first update of a family takes in this process: tracing to its result."""
-    from benchmarks.training import IMAGES, lm_config, text_spec, texts
+    from benchmarks.subjects import IMAGES, lm_config, text_spec, texts
 
     began = time.perf_counter()
     families: dict[str, Any] = {

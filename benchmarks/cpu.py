@@ -4,7 +4,7 @@
 
 Every round runs both sides once, in turn; a ratio is other / ours of one round (above 1: ours is
 faster), reported as median (min to max) over the rounds. Compilation is not in it. Values of both
-sides are compared before anything is timed. `--write` puts the table into RESULTS.md.
+sides are compared before anything is timed. `--write` puts the table into CHOICES.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from genaug.transforms import images as transforms
 from genaug.types import LabelSpec
 
 ROUNDS = 7
-RESULTS = Path(__file__).with_name("RESULTS.md")
+CHOICES = Path(__file__).with_name("CHOICES.md")
 
 
 class Pair(NamedTuple):
@@ -172,7 +172,7 @@ def warps() -> Pair | None:
 def main() -> None:
     """Measure, print, and write on request."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--write", action="store_true", help="write RESULTS.md")
+    arguments.add_argument("--write", action="store_true", help="write CHOICES.md")
     write = arguments.parse_args().write
     use_cpu_cores_as_devices()
     pairs = [*convolutions(), replicas(), devices(), warps()]
@@ -191,7 +191,7 @@ def main() -> None:
         lines.append(f"| {pair.title} | {median:.2f} ({low:.2f} to {high:.2f}) | {own:.1f} |")
         print(lines[-1], flush=True)
     if write:
-        RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        CHOICES.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

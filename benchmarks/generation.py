@@ -1,6 +1,6 @@
-"""Generators raced against PyTorch, transformers and plain Flax, and their own throughput.
+"""Generators raced against PyTorch, libraries and plain Flax, and their own throughput.
 
-DDIM is one program here and a loop in Python there. Text is the likeliest token after each, so that
+Samplers of the U-Net are those of `denoising`. Text is the likeliest token after each, so that
 what is written can be compared.
 """
 
@@ -15,86 +15,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.race import Arm, Case, Race, left_out
-from benchmarks.training import IMAGES, UNET, images, lm_config, text_spec
-from genaug import bench, flops, parallel
+from benchmarks import denoising
+from benchmarks.race import Arm, Case, Made, Race, left_out
+from benchmarks.subjects import (
+    IMAGES,
+    UNET,
+    images,
+    lm_config,
+    sample_flops,
+    sampler,
+    text_spec,
+    weights_of,
+)
+from genaug import bench, flops
 from genaug.devices import Mesh, make_mesh
 from genaug.evaluation import classifier
 from genaug.models.cvae import CVAE
 from genaug.models.dcgan import DCGAN
 from genaug.models.ddpm import DDPM
 from genaug.models.vae import VAE
+from genaug.nets import samplers
 from genaug.transforms import images as transforms
-from genaug.types import GenerativeModel, TokenSpec, row_keys, row_normal
+from genaug.types import GenerativeModel, TokenSpec
 
 PART = "generation"
 STUDY = "study"
-DDIM_STEPS, LENGTH = 10, 65  # a start token and 64 that are written
-
-
-def weights_of(model: GenerativeModel, scale: float = 1.0) -> Any:
-    """Weights of a model that was not trained, those that start at zero made random."""
-    state = jax.jit(model.init)(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(model.weights(state))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    filled = [
-        leaf + 0.05 * scale * jax.random.normal(key, leaf.shape) * (jnp.std(leaf) == 0)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, filled)
-
-
-def sampler(model: GenerativeModel, weights: Any, cond: Any, devices: int) -> Callable[[], Any]:
-    """A call that draws the rows of `cond`."""
-    program = parallel.compile_rows(model.sample, make_mesh(Mesh(data=devices)))
-    return lambda: jax.block_until_ready(program(weights, jax.random.key(0), cond))
+LENGTH = 65  # a start token and 64 that are written
 
 
 def _compiled(make: Any, compiled: bool) -> Arm:
     return Arm("PyTorch, compiled", make if compiled else left_out, torch=True)
-
-
-def sample_flops(model: GenerativeModel, weights: Any, cond: Any, trips: int) -> float:
-    """Of a draw of these rows, whose loops go round `trips` times."""
-    traced = jax.make_jaxpr(model.sample)(weights, jax.random.key(0), cond)
-    return flops.of(traced.jaxpr, trips, jax.default_backend()).total
-
-
-def _ddim(rows: int, compiled: bool) -> Race:
-    config = DDPM(net=UNET, num_steps=DDIM_STEPS)
-    model = config.make(IMAGES)
-    weights = weights_of(model)
-    cond = {"index": np.arange(rows, dtype=np.int32), "label": np.arange(rows, dtype=np.int32) % 10}
-    ours = sampler(model, weights, cond, jax.device_count())
-    want = np.asarray(ours()["image"]).astype(np.float64)
-    eps = row_normal(row_keys(jax.random.key(0), cond), IMAGES["image"].shape)
-
-    def torch_arm(compiled: bool) -> tuple[Callable[[], object], float]:
-        import torch
-
-        from benchmarks import twins
-
-        torch._dynamo.reset()
-        net = twins.UNetTwin(jax.device_get(weights["params"]), UNET).eval()
-        label = torch.from_numpy(np.array(cond["label"])).long()
-        noise = torch.from_numpy(np.array(eps)).permute(0, 3, 1, 2)
-        one = torch.compile(net) if compiled else net
-        got = twins.ddim(one, noise, label, DDIM_STEPS)
-        # A byte that rounds the other way is no difference of what was computed.
-        difference = float(np.abs(got - want).mean() / 255.0)
-        return lambda: twins.ddim(one, torch.randn_like(noise), label, DDIM_STEPS), difference
-
-    return Race(
-        work=float(rows),
-        ours=ours,
-        arms=[
-            Arm("PyTorch, eager", partial(torch_arm, False), torch=True),
-            _compiled(partial(torch_arm, True), compiled),
-        ],
-        # The guided branch, twice the work, is the dearer one and is not taken.
-        flops=sample_flops(model, weights, cond, DDIM_STEPS) / 2,
-        remark=f"genaug on {jax.device_count()} device(s); bytes differ by less on average",
-    )
 
 
 def text_model(dim: int = 128) -> tuple[GenerativeModel, Any]:
@@ -123,8 +73,8 @@ def _decoding(rows: int, compiled: bool) -> Race:
     want, start = found["tokens"], np.full(rows, spec.end, np.int64)
     params = jax.device_get(weights["params"])
 
-    def checked(call: Callable[[np.ndarray], np.ndarray]) -> tuple[Callable[[], object], float]:
-        return lambda: call(start), float(np.mean(call(start) != want))
+    def checked(call: Callable[[np.ndarray], np.ndarray]) -> Made:
+        return Made(lambda: call(start), float(np.mean(call(start) != want)))
 
     def net() -> Any:
         from benchmarks import lm_twin
@@ -133,7 +83,7 @@ def _decoding(rows: int, compiled: bool) -> Race:
         lm_twin.copied(twin, params)
         return twin.eval()
 
-    def torch_arm(static: bool) -> tuple[Callable[[], object], float]:
+    def torch_arm(static: bool) -> Made:
         import torch
 
         from benchmarks.decoding_twin import Decoder
@@ -141,13 +91,13 @@ def _decoding(rows: int, compiled: bool) -> Race:
         torch._dynamo.reset()
         return checked(Decoder(net(), rows, LENGTH, static))
 
-    def flax_arm() -> tuple[Callable[[], object], float]:
+    def flax_arm() -> Made:
         from benchmarks import plain
 
         call = plain.decoder(params, 4, rows, LENGTH)
         return checked(lambda start: np.asarray(call(start)))
 
-    def hf_arm() -> tuple[Callable[[], object], float]:
+    def hf_arm() -> Made:
         from benchmarks.decoding_twin import hugging_face
 
         return checked(hugging_face(net(), LENGTH))
@@ -188,7 +138,7 @@ def _study(num_steps: int, compiled: bool, seeds: int = 10) -> Race:
     params = jax.jit(net.init)(jax.random.key(0), classifier.to_net(pool[:1]))["params"]
     want = np.asarray(jax.jit(net.apply)({"params": params}, classifier.to_net(pool[:64]))[0])
 
-    def torch_arm(compiled: bool) -> tuple[Callable[[], object], float]:
+    def torch_arm(compiled: bool) -> Made:
         import torch
 
         from benchmarks import twins
@@ -211,7 +161,7 @@ def _study(num_steps: int, compiled: bool, seeds: int = 10) -> Race:
             with torch.no_grad():
                 return one(images[:64]).numpy()
 
-        return call, difference
+        return Made(call, difference)
 
     def step(x: jax.Array, classes: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
@@ -255,9 +205,10 @@ def profile_text(name: str) -> str:
         cond = {"index": index, "temperature": np.zeros(rows, np.float32)}
         arguments = (weights, key, cond)
     else:
-        model = DDPM(net=UNET, num_steps=DDIM_STEPS).make(IMAGES)
-        program, per, trips = model.sample, "a call", DDIM_STEPS
-        arguments = (weights_of(model), key, {"index": index, "label": index % 10})
+        solver = samplers.DPMSolver() if family == "dpm" else samplers.DDIM()
+        model = denoising.model_of(solver)
+        program, per, trips = model.sample, "a call", denoising.NUM_STEPS
+        arguments = (weights_of(model), key, denoising.conditions(rows))
     compiled = jax.jit(program).lower(*arguments).compile()
     call = lambda: jax.block_until_ready(compiled(*arguments))  # noqa: E731
     call()
@@ -267,9 +218,11 @@ def profile_text(name: str) -> str:
 def cases(quick: bool) -> list[Case]:
     """Every race of generators and of the study, in the order of the table."""
     peers = {"PyTorch": 0.8, "transformers": 2.0, "plain Flax": 4.0}
-    return [
-        Case("ddim-16", PART, f"DDIM, {DDIM_STEPS} steps of the U-Net, 16 images", "samples",
-             {"PyTorch": 1.0}, lambda: _ddim(16, not quick)),
+    steps = f"{denoising.NUM_STEPS} steps of the U-Net, 16 images"
+    found = [
+        Case("ddim-16", PART, f"DDIM, {steps}", "samples",
+             {"PyTorch": 1.0, "diffusers": 1.0, "denoising-diffusion-pytorch": 1.0},
+             lambda: denoising.ddim(16, not quick)),
         *(
             Case(f"decode-{rows}", PART, f"LM decoding, 64 tokens, batch {rows}", "tokens", peers,
                  partial(_decoding, rows, not quick or rows == 16))
@@ -279,6 +232,10 @@ def cases(quick: bool) -> list[Case]:
              f"{50 if quick else 400} updates", "examples", {"PyTorch": 3.0},
              lambda: _study(50 if quick else 400, not quick)),
     ]  # fmt: skip
+    if not quick:
+        found.insert(1, Case("dpm-16", PART, f"DPM-Solver++(2M), {steps}", "samples",
+                             {"diffusers": 1.0}, lambda: denoising.dpm_solver(16)))  # fmt: skip
+    return found
 
 
 def throughput(quick: bool) -> Iterator[dict[str, Any]]:
@@ -288,7 +245,10 @@ def throughput(quick: bool) -> Iterator[dict[str, Any]]:
         ("VAE, 400-200 hidden units", VAE()),
         ("CVAE, 400-200 hidden units", CVAE()),
         ("DCGAN 28x28", DCGAN(latent_dim=64, generator_features=(128, 64))),
-        (f"DDPM U-Net 28x28, DDIM {DDIM_STEPS} steps", DDPM(net=UNET, num_steps=DDIM_STEPS)),
+        (
+            f"DDPM U-Net 28x28, DDIM {denoising.NUM_STEPS} steps",
+            DDPM(net=UNET, num_steps=denoising.NUM_STEPS),
+        ),
     ):
         model = config.make(IMAGES)
         families.append((name, model, weights_of(model), IMAGES))

@@ -17,7 +17,8 @@ import numpy as np
 from genaug import parallel
 from genaug.devices import Mesh, make_mesh
 
-PACKAGES = ("genaug", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+PACKAGES = ("genaug", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers",
+            "diffusers", "denoising-diffusion-pytorch", "pythae")  # fmt: skip
 
 
 def fingerprint() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Single modules of other packages, to be compared with, without what else those packages load.
 
-torch-fidelity and pytorch-fid load torchvision, and SDMetrics plotly and copulas, which have no
-part in what is compared and need not even be installed.
+torch-fidelity and pytorch-fid load torchvision, SDMetrics plotly and copulas, and
+denoising-diffusion-pytorch accelerate, which have no part in what is compared and need not even be
+installed.
 """
 
 from __future__ import annotations
@@ -42,16 +43,20 @@ def require(package: str) -> Path:
 
 
 def module(name: str, *absent: str) -> Any:
-    """A module whose packages run no `__init__`, and for which `absent` modules are empty."""
+    """A module whose packages run no `__init__`, and for which `absent` ones are empty."""
     parts = name.split(".")
     folder = require(parts[0])
     for i in range(1, len(parts)):
         package = types.ModuleType(".".join(parts[:i]))
         package.__path__ = [str(folder.joinpath(*parts[1:i]))]
         sys.modules.setdefault(package.__name__, package)
-    for other in absent:
-        sys.modules.setdefault(other, _Absent(other))
-    return importlib.import_module(name)
+    empty = {other: _Absent(other) for other in absent if other not in sys.modules}
+    sys.modules.update(empty)
+    try:
+        return importlib.import_module(name)
+    finally:  # Whoever looks for them later finds what there is.
+        for other in empty:
+            del sys.modules[other]
 
 
 def torch_fidelity(name: str) -> Any:
@@ -68,6 +73,14 @@ def pytorch_fid() -> Any:
 def sdmetrics_dcr() -> Any:
     """`sdmetrics.single_table.privacy.dcr_utils`."""
     return module("sdmetrics.single_table.privacy.dcr_utils")
+
+
+def denoising_diffusion() -> Any:
+    """`denoising_diffusion_pytorch.denoising_diffusion_pytorch`, without its progress bars."""
+    absent = ("accelerate", "ema_pytorch", "torchvision")
+    found = module("denoising_diffusion_pytorch.denoising_diffusion_pytorch", *absent)
+    found.tqdm = lambda steps, **_: steps
+    return found
 
 
 def of_the_tests(name: str) -> Any:

@@ -21,21 +21,33 @@ OURS = "genaug"
 _PAUSE_S = 0.005  # so that one arm's threads have stopped spinning when the next arm begins
 
 
+class Made(NamedTuple):
+    """An arm that is ready.
+
+    call:       does the work once and blocks.
+    difference: how far its results are from genaug's; None where its net is another.
+    remark:     what the table says of it.
+    """
+
+    call: Callable[[], object]
+    difference: float | None
+    remark: str = ""
+
+
 class Arm(NamedTuple):
     """One way to the result.
 
     name: "PyTorch, eager"; arms of one peer share what stands before the comma.
-    make: makes the call, which does the work once and blocks, and says how far its results are
-          from genaug's. It compiles, and raises whatever it raises.
+    make: compiles and compares, and raises whatever it raises.
     torch: whether the number of PyTorch's threads is to be chosen for it.
     """
 
     name: str
-    make: Callable[[], tuple[Callable[[], object], float]]
+    make: Callable[[], Made]
     torch: bool = False
 
 
-def left_out() -> tuple[Callable[[], object], float]:
+def left_out() -> Made:
     """In the place of an arm's `make`: it takes longer to get ready than a quick run has."""
     raise LeftOut("minutes to compile; in the full run alone")
 
@@ -113,20 +125,26 @@ def _made(
     """An arm's record; its call is put among the others if it is one to be timed."""
     began = clock()
     try:
-        call, difference = arm.make()
-        if not difference <= TOLERANCE:  # NaN is one too.
+        call, difference, remark = arm.make()
+        if difference is not None and not difference <= TOLERANCE:  # NaN is one too.
             return {"difference": difference, "failed": f"differs by {difference:.1e}"}
         call()
         threads = fastest_threads(call, clock) if arm.torch else 0
     except Exception as error:  # Of any library; the other arms are still run.
         return {"failed": said(error)}
-    record = {"difference": difference, "ready_s": clock() - began}
     calls[arm.name] = call, threads
-    return {**record, "threads": threads} if threads else record
+    record: dict[str, Any] = {"ready_s": clock() - began}
+    if difference is not None:
+        record["difference"] = difference
+    if threads:
+        record["threads"] = threads
+    return {**record, "remark": remark} if remark else record
 
 
 def said(error: Exception) -> str:
     """An error in one line that fits a table."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not here"
     first = " ".join(f"{type(error).__name__}: {error}".replace("|", "/").split())
     return first[:160]
 

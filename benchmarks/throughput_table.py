@@ -8,10 +8,11 @@ from typing import Any
 
 from benchmarks import race
 
+PICTURE = "throughput.svg"
 TITLES = {
-    "training": "Training against PyTorch and plain Flax",
-    "generation": "Generators against PyTorch and transformers",
-    "study": "The downstream study against PyTorch",
+    "training": "Training",
+    "generation": "Generators",
+    "study": "The downstream study",
 }
 
 
@@ -58,10 +59,13 @@ def document(results: Mapping[str, Any]) -> Iterator[str]:
         "median (min to max); above 1, genaug is faster. Beside it the ratio of the fastest calls "
         "of both, which other work on the machine disturbs least. Each peer does the same work: "
         "of a model, a twin with the same weights and noise, whose results differ by at most what "
-        "stands here (relative; of text, the share of other tokens). PyTorch has the faster of one "
-        "thread and all, genaug in training of one device and one per core; of several forms of a "
+        "stands here (relative; of text, the share of other tokens); one with a net of its own "
+        "says how large both are, and has no difference. PyTorch has the faster of one thread and "
+        "all, genaug in training of one device and one per core; of several forms of a "
         "peer the fastest counts."
     )
+    yield ""
+    yield f"![The ratios of every peer, with their spread]({PICTURE})"
     yield ""
     for part, title in TITLES.items():
         records = [record for record in results["cases"] if record["part"] == part]
@@ -114,7 +118,9 @@ def races(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                     difference,
                     unit,
                     rate(record["work"] / statistics.median(arm["seconds"])),
-                    "; ".join(filter(None, (threads, record["remark"] if counts else ""))),
+                    "; ".join(
+                        filter(None, (threads, arm.get("remark"), record["remark"] * counts))
+                    ),
                 )
             )
     return table(head, rows)

@@ -314,7 +314,7 @@ def level_of(t: Tensor) -> tuple[Tensor, Tensor]:
 class Diffusion(nn.Module):
     """The squared error of the noise that the net sees."""
 
-    def __init__(self, net: UNetTwin, num_classes: int, label_dropout: float):
+    def __init__(self, net: Callable[..., Tensor], num_classes: int, label_dropout: float):
         super().__init__()
         self.net, self.num_classes, self.label_dropout = net, num_classes, label_dropout
 

@@ -361,7 +361,7 @@ def compile_replicas(
 
     Every device takes its share of the rows one after another. (Under `vmap` the convolutions of
     runs with different weights become grouped ones: 3.2 times slower on XLA's CPU backend,
-    benchmarks/RESULTS.md.) The number of rows must be a multiple of the number of devices.
+    benchmarks/CHOICES.md.) The number of rows must be a multiple of the number of devices.
     """
 
     def on_each_device(shared: Any, rows: Any) -> Any:

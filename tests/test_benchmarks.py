@@ -2,11 +2,13 @@
 
 import json
 import sys
+import xml.etree.ElementTree as ET
 
 import pytest
 
 from benchmarks import __main__ as main
 from benchmarks import history, race
+from benchmarks import throughput_plot as plots
 from benchmarks import throughput_table as tables
 from genaug.types import DataError, UserError
 
@@ -33,7 +35,7 @@ def case(make, must=None):
 
 
 def arm(name, call, difference=0.0):
-    return race.Arm(name, lambda: (call, difference))
+    return race.Arm(name, lambda: race.Made(call, difference))
 
 
 def raced(rounds=3):
@@ -72,6 +74,26 @@ def test_an_arm_that_differs_or_breaks_is_not_timed_and_says_so():
     assert "differs by 2.0e-04" in arms["other, wrong"]["failed"]
     assert arms["other, broken"]["failed"] == "RuntimeError: no / compiler"
     assert race.best(raced()[0], "other") is None
+
+
+def test_a_peer_with_a_net_of_its_own_is_timed_and_one_that_is_not_here_says_so():
+    clock = Clock()
+
+    def missing():
+        raise ModuleNotFoundError("No module named 'library'", name="library")
+
+    arms = [
+        race.Arm("own", lambda: race.Made(clock.call("own", 100.0, 6.0), None, "larger")),
+        race.Arm("library", missing),
+    ]
+    ours = clock.call("ours", 100.0, 2.0)
+    make = lambda: race.Race(1.0, ours, arms, remark="of both")  # noqa: E731
+    found = race.run(case(make, {"own": 1.0, "library": 1.0}), 3, clock)
+    own, library = map(cells, list(tables.races([found]))[2:4])
+    assert own[1:4] + own[5:7] == ["own", "3.00 (3.00 to 3.00)", "3.00", "yes", ""]
+    assert own[9] == "larger; of both"
+    assert library[9] == "not measured: library is not here"
+    assert tables.short_of(found) == []
 
 
 def test_a_nan_is_a_difference():
@@ -159,6 +181,65 @@ def test_a_run_is_kept_and_read_again(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps([1]))
     with pytest.raises(DataError, match="no result"):
         history.read(tmp_path / "other.json")
+
+
+def drawn(**seconds):
+    arms = {name: {"seconds": values} for name, values in seconds.items()}
+    return {
+        "name": "a",
+        "part": "training",
+        "title": "a < b",
+        "unit": "examples",
+        "must": {"lost": 2.0, "held": 2.0, "missing": 2.0},
+        "work": 1.0,
+        "steps": 1,
+        "flops": 0.0,
+        "bytes": 0.0,
+        "remark": "",
+        "arms": {**arms, "missing": {"failed": "not here"}},
+    }
+
+
+def test_the_picture_has_the_fastest_form_of_every_peer_that_was_measured():
+    record = drawn(**{"genaug": [1.0] * 3, "lost, slow": [4.0] * 3, "lost, fast": [0.5, 1.0, 1.5],
+                      "held": [2.0, 10.0, 10.0], "free": [0.1] * 3})  # fmt: skip
+    lost, held, free = plots.bars(record)
+    assert lost == ("lost, fast", 1.0, 0.5, 1.5, 2.0)
+    assert held == ("held", 10.0, 2.0, 10.0, 2.0)
+    assert [one.held for one in (lost, held, free)] == [False, True, True]
+    at = plots.axis_of([lost, held, free])
+    part, case, *rows = plots.rows({"cases": [record]}, at)
+    assert (part, case) == ({"part": "Training"}, {"case": "a < b"})
+    at_two = rows[1]["low"]
+    assert [row["must"] for row in rows] == [at_two, at_two, None]
+    # A step of ten times is as wide everywhere.
+    assert rows[1]["middle"] - rows[0]["middle"] == pytest.approx(
+        rows[0]["middle"] - rows[2]["middle"], abs=0.02
+    )
+    assert 0.0 < rows[2]["low"] < rows[1]["high"] < 100.0
+
+
+def test_a_run_that_was_kept_is_written_and_drawn_again(monkeypatch, tmp_path):
+    record = drawn(genaug=[1.0] * 3, lost=[1.0] * 3, held=[4.0] * 3)
+    machine = {"versions": {"jax": "1"}, "processor": "p", "cores": 2, "memory_gib": 8,
+               "system": "s"}  # fmt: skip
+    profile = {"title": "a < b", "text": "kind of operation"}
+    path = history.write(tmp_path, {"command": "c", "rounds": 3, "machine": machine,
+                                    "cases": [record], "profiles": [profile]})  # fmt: skip
+    monkeypatch.setattr(main, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--table", str(path), "--write"])
+    main.main()
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert f"({tables.PICTURE})" in page
+    assert "## Why: a < b\n\n```\nkind of operation\n```" in page
+    svg = "{http://www.w3.org/2000/svg}"
+    root = ET.parse(tmp_path / tables.PICTURE).getroot()
+    texts = [one.text for one in root.iter(f"{svg}text")]
+    assert {"Training", "a < b", "lost", "held", "4.00 (4.00 to 4.00)"} <= set(texts)
+    kinds = {f"{svg}circle": ("yes",), f"{svg}rect": ("no",)}
+    marks = [one.tag for one in root.iter() if one.get("class") in kinds.get(one.tag, ())]
+    # The legend's, then the rows'.
+    assert marks == [f"{svg}circle", f"{svg}rect", f"{svg}rect", f"{svg}circle"]
 
 
 def test_only_names_that_exist_are_taken():

@@ -3,7 +3,7 @@
 A convolution's forward pass is XLA's own everywhere. What differs is the gradient on CPU: inside a
 `lax.scan` XLA:CPU folds the transposes of a weight gradient into the convolution's dimension
 numbers and leaves its fast path: four gradient steps then take 12 to 33 times as long
-(benchmarks/RESULTS.md). Here those transposes stand behind `lax.optimization_barrier`, so the
+(benchmarks/CHOICES.md). Here those transposes stand behind `lax.optimization_barrier`, so the
 gradient is again a plain NHWC convolution. A transposed convolution is written as one small
 convolution per output phase (sub-pixel convolution, Shi et al. 2016, section 3.2), which is the
 same sum without the zeros. Reverse mode only, any order.

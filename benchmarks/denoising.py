@@ -1,0 +1,125 @@
+"""Samplers of the U-Net raced: one program here, a loop in Python there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.race import Arm, Made, Race, left_out
+from benchmarks.subjects import IMAGES, UNET, sample_flops, sampler, weights_of
+from genaug.models.ddpm import DDPM
+from genaug.nets import samplers
+from genaug.types import Batch, GenerativeModel, row_keys, row_normal
+
+NUM_STEPS = 10
+
+
+def model_of(solver: samplers.Sampler) -> GenerativeModel:
+    """The diffusion model that is drawn from."""
+    return DDPM(net=UNET, num_steps=NUM_STEPS, sampler=solver).make(IMAGES)
+
+
+def conditions(rows: int) -> Batch:
+    """Rows of every class."""
+    index = np.arange(rows, dtype=np.int32)
+    return {"index": index, "label": index % 10}
+
+
+class _Torch:
+    """What PyTorch's arms need: genaug's weights, its noise, and the images that it drew."""
+
+    def __init__(self, weights: Any, cond: Batch, want: np.ndarray):
+        import torch
+
+        eps = row_normal(row_keys(jax.random.key(0), cond), IMAGES["image"].shape)
+        self.params = jax.device_get(weights["params"])
+        self.noise = torch.from_numpy(np.array(eps)).permute(0, 3, 1, 2)
+        self.label = torch.from_numpy(np.array(cond["label"])).long()
+        self.want = want.astype(np.float64)
+
+    def made(self, draw: Callable[[Any, Any], np.ndarray], remark: str = "") -> Made:
+        """`draw(noise, label) -> bytes`, compared and then drawing noise of its own."""
+        import torch
+
+        got = draw(self.noise, self.label)
+        # A byte that rounds the other way is no difference of what was computed.
+        difference = float(np.abs(got - self.want).mean() / 255.0)
+        return Made(lambda: draw(torch.randn_like(self.noise), self.label), difference, remark)
+
+
+def _twin(torch_of: Callable[[], _Torch], compiled: bool) -> Made:
+    import torch
+
+    from benchmarks import twins
+
+    torch._dynamo.reset()
+    given = torch_of()
+    net = twins.UNetTwin(given.params, UNET).eval()
+    one = torch.compile(net) if compiled else net
+    return given.made(lambda noise, label: twins.ddim(one, noise, label, NUM_STEPS))
+
+
+def _diffusers(torch_of: Callable[[], _Torch], loop_of: Callable[[Any], Any]) -> Made:
+    from benchmarks import diffusers_twin
+
+    given = torch_of()
+    net = diffusers_twin.unet(given.params, UNET, IMAGES["image"].shape[:2]).eval()
+    loop = loop_of(diffusers_twin)
+    return given.made(lambda noise, label: diffusers_twin.draw(net, loop, noise, label))
+
+
+def _own(torch_of: Callable[[], _Torch], rows: int) -> Made:
+    from benchmarks import libraries
+
+    diffusion = libraries.own_diffusion(NUM_STEPS).eval()
+    assert diffusion.sample(rows).shape == (rows, 1, 28, 28)
+    remark = libraries.sizes(diffusion.model, torch_of().params, UNET)
+    return Made(lambda: diffusion.sample(rows).numpy(), None, remark)
+
+
+def _race(solver: samplers.Sampler, rows: int, arms: Callable[[Any], list[Arm]]) -> Race:
+    model, cond = model_of(solver), conditions(rows)
+    weights = weights_of(model)
+    ours = sampler(model, weights, cond, jax.device_count())
+    want = np.asarray(ours()["image"])
+    return Race(
+        work=float(rows),
+        ours=ours,
+        arms=arms(partial(_Torch, weights, cond, want)),
+        # The guided branch, twice the work, is the dearer one and is not taken.
+        flops=sample_flops(model, weights, cond, NUM_STEPS) / 2,
+        remark=f"genaug on {jax.device_count()} device(s); bytes differ by less on average",
+    )
+
+
+def ddim(rows: int, compiled: bool) -> Race:
+    """DDIM, by hand, by diffusers, and by a library with a U-Net of its own."""
+
+    def arms(torch_of: Callable[[], _Torch]) -> list[Arm]:
+        by = lambda twin: twin.ddim(NUM_STEPS)  # noqa: E731
+        return [
+            Arm("PyTorch, eager", partial(_twin, torch_of, False), torch=True),
+            Arm(
+                "PyTorch, compiled",
+                partial(_twin, torch_of, True) if compiled else left_out,
+                torch=True,
+            ),
+            Arm("diffusers, UNet2DModel", partial(_diffusers, torch_of, by), torch=True),
+            Arm("denoising-diffusion-pytorch", partial(_own, torch_of, rows), torch=True),
+        ]
+
+    return _race(samplers.DDIM(), rows, arms)
+
+
+def dpm_solver(rows: int) -> Race:
+    """DPM-Solver++(2M), by diffusers."""
+
+    def arms(torch_of: Callable[[], _Torch]) -> list[Arm]:
+        draw = partial(_diffusers, torch_of, lambda twin: twin.dpm_solver(NUM_STEPS))
+        return [Arm("diffusers, UNet2DModel", draw, torch=True)]
+
+    return _race(samplers.DPMSolver(), rows, arms)
