@@ -41,14 +41,15 @@ class _Torch:
         self.label = torch.from_numpy(np.array(cond["label"])).long()
         self.want = want.astype(np.float64)
 
-    def made(self, draw: Callable[[Any, Any], np.ndarray], remark: str = "") -> Made:
+    def made(self, draw: Callable[[Any, Any], np.ndarray]) -> Made:
         """`draw(noise, label) -> bytes`, compared and then drawing noise of its own."""
         import torch
 
         got = draw(self.noise, self.label)
         # A byte that rounds the other way is no difference of what was computed.
         difference = float(np.abs(got - self.want).mean() / 255.0)
-        return Made(lambda: draw(torch.randn_like(self.noise), self.label), difference, remark)
+        call = lambda: draw(torch.randn_like(self.noise), self.label)  # noqa: E731
+        return Made(call, difference, "the difference is that of bytes, on average")
 
 
 def _twin(torch_of: Callable[[], _Torch], compiled: bool) -> Made:
@@ -92,25 +93,28 @@ def _race(solver: samplers.Sampler, rows: int, arms: Callable[[Any], list[Arm]])
         arms=arms(partial(_Torch, weights, cond, want)),
         # The guided branch, twice the work, is the dearer one and is not taken.
         flops=sample_flops(model, weights, cond, NUM_STEPS) / 2,
-        remark=f"genaug on {jax.device_count()} device(s); bytes differ by less on average",
+        remark=f"genaug on {jax.device_count()} device(s)",
     )
 
 
-def ddim(rows: int, compiled: bool) -> Race:
+def ddim(rows: int, quick: bool) -> Race:
     """DDIM, by hand, by diffusers, and by a library with a U-Net of its own."""
 
     def arms(torch_of: Callable[[], _Torch]) -> list[Arm]:
         by = lambda twin: twin.ddim(NUM_STEPS)  # noqa: E731
-        return [
+        found = [
             Arm("PyTorch, eager", partial(_twin, torch_of, False), torch=True),
             Arm(
                 "PyTorch, compiled",
-                partial(_twin, torch_of, True) if compiled else left_out,
+                left_out if quick else partial(_twin, torch_of, True),
                 torch=True,
             ),
             Arm("diffusers, UNet2DModel", partial(_diffusers, torch_of, by), torch=True),
-            Arm("denoising-diffusion-pytorch", partial(_own, torch_of, rows), torch=True),
         ]
+        if not quick:
+            own = partial(_own, torch_of, rows)
+            found.append(Arm("denoising-diffusion-pytorch", own, torch=True))
+        return found
 
     return _race(samplers.DDIM(), rows, arms)
 

@@ -222,7 +222,7 @@ def cases(quick: bool) -> list[Case]:
     found = [
         Case("ddim-16", PART, f"DDIM, {steps}", "samples",
              {"PyTorch": 1.0, "diffusers": 1.0, "denoising-diffusion-pytorch": 1.0},
-             lambda: denoising.ddim(16, not quick)),
+             lambda: denoising.ddim(16, quick)),
         *(
             Case(f"decode-{rows}", PART, f"LM decoding, 64 tokens, batch {rows}", "tokens", peers,
                  partial(_decoding, rows, not quick or rows == 16))
