@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from genaug.nets import layers
+from genaug.nets import convolution, layers
 from genaug.nets.attention import attention
 
 CASES = [
@@ -80,6 +80,37 @@ def test_gradient_in_a_loop_is_a_plain_convolution(key, optimized):
     labels = {line.split("dim_labels=")[1].split(",")[0] for line in text.splitlines()
               if "dim_labels=" in line}  # fmt: skip
     assert labels <= {"b01f_01io->b01f"}, labels
+
+
+@pytest.mark.parametrize("layer", [layers.Conv, layers.ConvTranspose])
+def test_convolutions_are_exported_for_every_platform_and_any_batch(layer, key):
+    """The forms that a CPU is given must not tie an exported sampler to one."""
+    x = jax.random.normal(key, (3, 4, 6, 2))
+    made = layer(5, (4, 4), (2, 2))
+    params = made.init(key, x)
+    shape = jax.export.symbolic_shape("n, 4, 6, 2")
+    spec = jax.ShapeDtypeStruct(shape, jnp.float32)
+    run = jax.jit(lambda x: made.apply(params, x))
+    exported = jax.export.export(run, platforms=("cpu", "cuda", "tpu"))(spec)
+    np.testing.assert_allclose(exported.call(x), run(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_other_platforms_compute_equals_what_a_cpu_computes(transposed, key, monkeypatch):
+    """In value, gradient and gradient of gradient: there XLA's own are asked for."""
+    function = layers.conv_transpose if transposed else layers.conv
+    x = jax.random.normal(key, (3, 5, 6, 2))
+    kernel = jax.random.normal(key, (4, 4, 2, 3)) / 6.0
+    value = lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel, (2, 2))))  # noqa: E731
+
+    def again(x, kernel):
+        return value(x, kernel) + jnp.sum((jax.grad(value)(x, kernel) + 0.5) ** 2)
+
+    here = jax.grad(again, (0, 1))(x, kernel)
+    elsewhere = lambda *operands, cpu, default: default(*operands)  # noqa: E731
+    monkeypatch.setattr(convolution.lax, "platform_dependent", elsewhere)
+    there = jax.grad(again, (0, 1))(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), here, there)
 
 
 def drawn(params, key):
