@@ -120,7 +120,8 @@ def _from_cholesky(a: Moments, lower: np.ndarray, b: Moments) -> float:
     sizes = [np.sqrt(np.square(each.cov).sum()) for each in (a, b)]
     moved = np.finfo(float).eps * sizes[0] * sizes[1]
     roots = np.sqrt(eigenvalues)
-    if moved * np.sum(1 / np.maximum(roots, np.sqrt(moved))) > _ROUNDING * traces:
+    least = max(np.sqrt(moved), np.finfo(float).tiny)  # a set without spread moves nothing
+    if np.sum(moved / np.maximum(roots, least)) > _ROUNDING * traces:
         raise np.linalg.LinAlgError
     return _assemble(a.mean - b.mean, traces, float(roots.sum()))
 

@@ -121,3 +121,10 @@ def test_refusals():
         frechet_distance(x, np.full((3, 2), np.inf))
     with pytest.raises(UserError, match="one feature net"):
         frechet_from_moments(moments(x), moments(np.zeros((3, 4))))
+
+
+def test_a_set_of_one_point_is_as_far_as_the_other_spreads():
+    x = normal(50, 6, 14)
+    expected = np.trace(np.cov(x.T)) + np.square(x.mean(axis=0)).sum()
+    assert frechet_distance(x, np.zeros((40, 6))) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(np.zeros((40, 6)), x) == pytest.approx(expected, rel=1e-12)
