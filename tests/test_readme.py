@@ -65,3 +65,16 @@ def test_the_plan_that_is_shown_is_the_examples():
     shown = [line for line in block[1].splitlines() if "…" not in line]
     assert len(shown) == 3
     assert all(line in held.splitlines() for line in shown)
+
+
+def test_the_ratios_that_are_shown_are_those_that_were_measured():
+    root = Path(__file__).parents[1]
+    held = (root / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    shown = re.search(r"\| what \| peer \| peer / genaug.*?\n\n", README, flags=re.DOTALL)
+    rows = shown[0].strip().splitlines()[2:]
+    assert len(rows) == 7
+    for row in rows:
+        assert row.removesuffix("|") in held, row
+    counted = re.search(r"a few of (\d+) ratios, of which (\d+) fall short", README)
+    judged = re.findall(r"\| [\d.]+ \| (yes|\*\*no\*\*) \|", held)
+    assert (len(judged), judged.count("**no**")) == tuple(int(n) for n in counted.groups())
