@@ -238,7 +238,10 @@ def _with_lengths(
     count: int | None = None,
 ) -> _Side:
     """`count`: of rows that are there; those after them are infinitely far from all."""
-    lengths = squared_lengths(near).astype(np.float32)
+    with np.errstate(over="ignore"):
+        lengths = squared_lengths(near).astype(np.float32)
+    if not np.isfinite(lengths).all():
+        raise UserError("features are so large that distances pass float32: scale them down")
     if count is not None:
         lengths[count:] = np.inf
     return _Side(place(near, mesh), place(lengths, mesh))

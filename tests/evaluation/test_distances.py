@@ -108,6 +108,8 @@ def test_refusals():
         nearest(x, x, 0)
     with pytest.raises(UserError, match="exclude_self"):
         nearest(x, x[:2], exclude_self=True)
+    with pytest.raises(UserError, match="scale them down"):
+        nearest(x, np.array([[0.0, 1e25], [1.0, 2.0]]))
 
 
 @pytest.mark.parametrize("devices,block", [(1, 1024), (2, 7), (8, 16), (8, 1024)])
