@@ -62,8 +62,8 @@ class DeviceMesh(NamedTuple):
 def use_cpu_cores_as_devices() -> None:
     """Make every CPU core a device; call before JAX is first used.
 
-    XLA runs one convolution on little more than one core, so two devices on two cores train a
-    convolutional model 1.1 times as fast (benchmarks/CHOICES.md). `GENAUG_CPU_DEVICES=1` turns it
+    Seeds of a classifier then train side by side, and so do the parts of a batch; a convolutional
+    model gains little by it (benchmarks/CHOICES.md). `GENAUG_CPU_DEVICES=1` turns it
     off. On a machine with an accelerator it changes nothing that genaug uses.
     """
     wanted = os.environ.get("GENAUG_CPU_DEVICES") or str(len(os.sched_getaffinity(0)))
