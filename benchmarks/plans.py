@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.scaling import EXPERIMENTS, RESULTS, experiment, spec_of
 from genaug import config, plan, topologies
-from genaug.export import spec_to_json
+from genaug.bundle import spec_to_json
 from genaug.files import read_json, write_json
 from genaug.plan_table import gib, seconds
 from genaug.types import UserError
