@@ -154,7 +154,7 @@ def plan(
 
     file, fields: the experiment's file and the fields given, of which `experiment` was made: the
                   process that compiles makes it again.
-    spec:         one example as `export.spec_to_json` writes it.
+    spec:         one example as `bundle.spec_to_json` writes it.
     trips:        what a loop counts whose length is data.
     limit:        seconds that a variant may take.
 
