@@ -77,8 +77,8 @@ def measured(options: argparse.Namespace, say: Callable[[str], None]) -> dict[st
     for case in cases:
         if case.part in wanted or case.name in wanted:
             results["cases"].append(race.run(case, rounds))
-            for row in list(tables.races(results["cases"][-1:]))[2:-1]:
-                say(row)
+            for line in list(tables.races(results["cases"][-1:]))[2:-1]:
+                say(line)
     again = machine.limits()  # Others may have been at work: what was seen once is possible.
     results["limits"] = {k: max(v, again[k]) for k, v in results["limits"].items()}
     for part, of in (

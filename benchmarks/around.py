@@ -26,6 +26,7 @@ from genaug.devices import Mesh, make_mesh
 from genaug.models.cvae import CVAE
 from genaug.models.ddpm import DDPM
 from genaug.train import Train, fit
+from genaug.types import GenerativeModel
 
 BATCH = 64
 _FIRST = """
@@ -63,30 +64,7 @@ def inputs(quick: bool) -> Iterator[dict[str, Any]]:
             ("CVAE, 400-200 hidden units", CVAE(), count, 50),
             ("DDPM U-Net 28x28", DDPM(net=UNET), 20, 5),
         ):
-            waited = [0.0]
-
-            def timed(start: int, stop: int, waited: list[float] = waited) -> Iterator[Any]:
-                source = batches(stream, start, stop)
-                while True:
-                    began = time.perf_counter()
-                    batch = next(source, None)
-                    waited[0] += time.perf_counter() - began
-                    if batch is None:
-                        return
-                    yield batch
-
-            marks: list[tuple[float, float]] = []
-            fit(
-                family.make(dataset.spec),
-                timed,
-                Train(num_steps=2 * steps, batch_size=BATCH, steps_per_call=per_call,
-                      evaluate_every=steps, sample_every=steps, checkpoint_every=steps),
-                key=jax.random.key(0),
-                mesh=make_mesh(Mesh()),
-                log=lambda step, metrics, marks=marks, waited=waited: marks.append(
-                    (time.perf_counter(), waited[0])
-                ),
-            )  # fmt: skip
+            marks = waits(family.make(dataset.spec), stream, steps, per_call)
             # From the first call's metrics on: compilation is not in it.
             (start, before), (end, after) = marks[0], marks[-1]
             yield {
@@ -95,6 +73,39 @@ def inputs(quick: bool) -> Iterator[dict[str, Any]]:
                 "updates_s": (len(marks) - 1) * per_call / (end - start),
                 "waited": (after - before) / (end - start),
             }
+
+
+def waits(
+    model: GenerativeModel, stream: Any, steps: int, per_call: int
+) -> list[tuple[float, float]]:
+    """When the metrics of each call came, and how long batches had been waited for until then, s.
+
+    stream: of `pipeline`.
+    """
+    waited = 0.0
+    marks: list[tuple[float, float]] = []
+
+    def timed(start: int, stop: int) -> Iterator[Any]:
+        nonlocal waited
+        source = batches(stream, start, stop)
+        while True:
+            began = time.perf_counter()
+            batch = next(source, None)
+            waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    fit(
+        model,
+        timed,
+        Train(num_steps=2 * steps, batch_size=BATCH, steps_per_call=per_call,
+              evaluate_every=steps, sample_every=steps, checkpoint_every=steps),
+        key=jax.random.key(0),
+        mesh=make_mesh(Mesh()),
+        log=lambda step, metrics: marks.append((time.perf_counter(), waited)),
+    )  # fmt: skip
+    return marks
 
 
 def first_update(name: str) -> float:

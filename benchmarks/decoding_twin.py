@@ -25,7 +25,7 @@ class Decoder:
 
     def __init__(self, net: GPT, rows: int, length: int, static: bool):
         self.net, self.length = net, length
-        heads = net.layers[0].num_heads
+        heads = net.num_heads
         shape = (rows, heads, length - 1, net.tokens.weight.shape[1] // heads)
         self.cache = [(torch.zeros(shape), torch.zeros(shape)) for _ in net.layers]
         self.one = torch.compile(self._masked) if static else self._filled
@@ -86,7 +86,7 @@ def hugging_face(net: GPT, length: int) -> Callable[[np.ndarray], np.ndarray]:
         n_positions=length,
         n_embd=dim,
         n_layer=layers,
-        n_head=net.layers[0].num_heads,
+        n_head=net.num_heads,
         activation_function="gelu_new",
         bos_token_id=0,
         eos_token_id=None,

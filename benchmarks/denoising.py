@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.race import Arm, Made, Race, left_out
 from benchmarks.subjects import IMAGES, UNET, sample_flops, sampler, weights_of
 from genaug.models.ddpm import DDPM
 from genaug.nets import samplers
-from genaug.types import Batch, GenerativeModel, row_keys, row_normal
+from genaug.types import GenerativeModel, row_keys, row_normal
 
 NUM_STEPS = 10
 
@@ -23,7 +24,7 @@ def model_of(solver: samplers.Sampler) -> GenerativeModel:
     return DDPM(net=UNET, num_steps=NUM_STEPS, sampler=solver).make(IMAGES)
 
 
-def conditions(rows: int) -> Batch:
+def conditions(rows: int) -> dict[str, np.ndarray]:
     """Rows of every class."""
     index = np.arange(rows, dtype=np.int32)
     return {"index": index, "label": index % 10}
@@ -32,13 +33,14 @@ def conditions(rows: int) -> Batch:
 class _Torch:
     """What PyTorch's arms need: genaug's weights, its noise, and the images that it drew."""
 
-    def __init__(self, weights: Any, cond: Batch, want: np.ndarray):
+    def __init__(self, weights: Any, cond: dict[str, np.ndarray], want: np.ndarray):
         import torch
 
-        eps = row_normal(row_keys(jax.random.key(0), cond), IMAGES["image"].shape)
+        keys = row_keys(jax.random.key(0), jax.tree.map(jnp.asarray, cond))
+        eps = row_normal(keys, IMAGES["image"].shape)
         self.params = jax.device_get(weights["params"])
         self.noise = torch.from_numpy(np.array(eps)).permute(0, 3, 1, 2)
-        self.label = torch.from_numpy(np.array(cond["label"])).long()
+        self.label = torch.from_numpy(cond["label"]).long()
         self.want = want.astype(np.float64)
 
     def made(self, draw: Callable[[Any, Any], np.ndarray]) -> Made:

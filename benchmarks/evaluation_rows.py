@@ -204,8 +204,8 @@ def gaussian_fixture(n: int = 10_000, d: int = 1_000, seeds: int = 5) -> str:
     """Our scores of Gaussian sets as in prdc's README, which names no seed: hence of several."""
     found = []
     for seed in range(seeds):
-        sets = np.random.default_rng(seed).normal(size=(2, n, d)).astype(np.float32)
-        found.append(evaluation.manifold_scores(*sets, 5)[:4])
+        real, other = np.random.default_rng(seed).normal(size=(2, n, d)).astype(np.float32)
+        found.append(evaluation.manifold_scores(real, other, 5)[:4])
     low, high = np.min(found, axis=0), np.max(found, axis=0)
     ours = ", ".join(f"{a:.4f} to {b:.4f}" for a, b in zip(low, high, strict=True))
     its = " ".join(f"{score:.4f}" for score in GAUSSIAN)
@@ -257,8 +257,9 @@ def records(quick: bool) -> Comparison:
         return pandas.DataFrame(dict(zip(columns, values, strict=True)))
 
     frames = [frame(table) for table in tables]
+    query, reference = tables
     return Comparison(
-        lambda: evaluation.closest_records(*tables).distance,
+        lambda: evaluation.closest_records(query, reference).distance,
         lambda: module.calculate_dcr(*frames, {"columns": columns}).to_numpy(),
         lambda got, want: Agreement(float(np.abs(got - want).max())),
     )

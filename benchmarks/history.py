@@ -63,13 +63,13 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str
             yield f"{record['title']}: new"
             continue
         for peer in dict.fromkeys([*race.peers(earlier), *race.peers(record)]):
-            names = race.best(earlier, peer), race.best(record, peer)
+            was, now = race.best(earlier, peer), race.best(record, peer)
             what = f"{record['title']}, against {peer}"
-            if None in names:
-                if names != (None, None):
-                    yield f"{what}: {'measured now' if names[0] is None else 'no longer measured'}"
+            if was is None or now is None:
+                if was != now:
+                    yield f"{what}: {'measured now' if was is None else 'no longer measured'}"
                 continue
-            values = [race.ratios(r, n) for r, n in zip((earlier, record), names, strict=True)]
+            values = race.ratios(earlier, was), race.ratios(record, now)
             change = moved(*values)
             if change is None:
                 stayed += 1

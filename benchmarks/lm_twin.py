@@ -34,6 +34,7 @@ from genaug.models.transformer_lm import TransformerLM, counted
 from genaug.sampling import make_scorer
 from genaug.state import Adam
 from genaug.train import Train, fit
+from genaug.types import TokenSpec
 
 RESULTS = Path(__file__).with_name("LM_TWIN.md")
 BATCH, CONTEXT = 12, 64
@@ -103,6 +104,7 @@ class GPT(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocab_size, config.embed_dim)
         self.positions = nn.Embedding(context, config.embed_dim)
+        self.num_heads = config.num_heads
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = Norm(config.embed_dim)
 
@@ -117,7 +119,8 @@ class GPT(nn.Module):
         """Summed -log p in nats of the targets that count, and how many do."""
         tokens = torch.from_numpy(rows["tokens"]).long()
         document = torch.from_numpy(np.abs(rows["segments"]))[:, :-1]
-        counts = torch.from_numpy(np.array(counted(rows["segments"])))
+        segments: Any = rows["segments"]  # of the host, which JAX takes for its own
+        counts = torch.from_numpy(np.array(counted(segments)))
         same = document[:, :, None] == document[:, None, :]
         mask = (same & torch.ones(same.shape[1:], dtype=torch.bool).tril())[:, None]
         logits = self.logits(tokens[:, :-1], mask)
@@ -131,7 +134,7 @@ def copied(twin: GPT, params: Any) -> None:
     state = {}
     for name, leaf in found.items():
         if name.endswith("qkv.kernel"):
-            by_head = leaf.reshape(len(leaf), twin.layers[0].num_heads, 3, -1)
+            by_head = leaf.reshape(len(leaf), twin.num_heads, 3, -1)
             leaf = by_head.swapaxes(1, 2).reshape(leaf.shape)
         path = name.replace("layer_", "layers.").removesuffix(".embedding")
         path = path.removesuffix(".kernel").removesuffix(".scale")
@@ -143,6 +146,7 @@ def train_twin(config: TransformerLM, twin: GPT, stream: Any, num_steps: int) ->
     """AdamW with nanoGPT's groups, warm-up and cosine, on the same batches as genaug's."""
     adam = config.optimizer
     assert isinstance(adam, Adam)
+    assert adam.clip_norm is not None
     matrices = [p for p in twin.parameters() if p.ndim == 2]
     rest = [p for p in twin.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -185,7 +189,9 @@ def one_seed(seed: int, num_steps: int) -> tuple[float, float, float, float]:
     held = dataset.arrays(splits.valid)
     model, mesh = config.make(dataset.spec), make_mesh(Mesh())
     stream = pipeline(dataset, splits.train, batch_size=BATCH, seed=seed)
-    twin = GPT(config, dataset.spec["tokens"].vocab_size)
+    tokens = dataset.spec["tokens"]
+    assert isinstance(tokens, TokenSpec)
+    twin = GPT(config, tokens.vocab_size)
 
     def genaug_bits(state: Any) -> float:
         score = make_scorer(model, mesh, block_size=256)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,11 +103,9 @@ def measure(name: str, cache: dict[str, Any]) -> Quality:
     images = draw(run, labels, settings)
     for half in range(HALVES):
         reference, rest = halves(held["label"], half)
+        judged = held["image"][rest], held["label"][rest]
         judge_params = cached(
-            f"judge {half}",
-            lambda rest=rest, half=half: train_classifier(
-                held["image"][rest], held["label"][rest], num_classes, run.mesh, half
-            ),
+            f"judge {half}", partial(train_classifier, *judged, num_classes, run.mesh, half)
         )
         judge = classifier.judge(config, num_classes, judge_params)
         real, other, made = (

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -105,7 +105,7 @@ def costs(rounds: int) -> list[str]:
     ]
 
 
-def written(records: dict[str, dict]) -> str:  # type: ignore[type-arg]
+def written(records: dict[str, dict[str, Any]]) -> str:
     """The page of the newest record of every row."""
     page = ["# What a run survives", "", table.HEAD]
     known = [(row, records.get(row.name)) for row in ROWS]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 def _vae(updates: int, guard: parallel.Guard | None) -> Callable[[], Any]:
     """Updates of the MNIST VAE; each call goes on from the one before, and gives the state."""
-    config = load(ROOT / "experiments" / "mnist_vae.py").model
+    config = load(str(ROOT / "experiments" / "mnist_vae.py")).model
     spec = {"image": jax.ShapeDtypeStruct((28, 28, 1), np.uint8), "label": LabelSpec(10)}
     model, mesh = config.make(spec), make_mesh(Mesh(data=2))
     template = layouts.abstract(model.init, mesh)

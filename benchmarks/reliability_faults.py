@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,11 +132,12 @@ def damaged(count: int, seed: int) -> Counted:
 def moved(count: int, seed: int) -> Counted:
     """8 to 4 to 1 to 8 devices, copied and split, saved and restored on the way: one digest."""
     survived = 0
-    ways = [[{"data": 8}, {"data": 4}, {"data": 1}, {"data": 8}],
-            [{"fsdp": 8}, {"fsdp": 4}, {"data": 1}, {"fsdp": 8}],
-            [{"data": 2, "fsdp": 4}, {"data": 4}, {"fsdp": 2}, {"data": 4, "fsdp": 2}]]  # fmt: skip
+    over = partial(Mesh, min_split=1)
+    ways = [[over(data=8), over(data=4), over(data=1), over(data=8)],
+            [over(fsdp=8), over(fsdp=4), over(data=1), over(fsdp=8)],
+            [over(data=2, fsdp=4), over(data=4), over(fsdp=2), over(data=4, fsdp=2)]]  # fmt: skip
     for i in range(count):
-        meshes = [make_mesh(Mesh(min_split=1, **one)) for one in ways[i % len(ways)]]
+        meshes = [make_mesh(one) for one in ways[i % len(ways)]]
         model, state = _state(seed + i, meshes[0])
         wanted, start, good = digests.arrays(state), jax.device_get(state), True
         with tempfile.TemporaryDirectory() as name:

@@ -39,7 +39,7 @@ COUNTS = {"mnist_rare": 32_768, "mnist_cvae": 4_096, "mnist_dcgan": 2_048, "mnis
 
 def both(name: str, folder: Path) -> tuple[Sampler, Sampler]:
     """The sampler of a bundle and the one in memory, on the same devices; weights are fresh."""
-    model = load(HOME / "experiments" / f"{name}.py").model.make(SPEC)
+    model = load(str(HOME / "experiments" / f"{name}.py")).model.make(SPEC)
     weights = model.weights(jax.jit(model.init)(jax.random.key(0)))
     mesh = make_mesh(Mesh())
     size = min(256, COUNTS[name])

@@ -20,7 +20,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from genaug import config, hlo, layouts, parallel
 from genaug.config import Experiment
 from genaug.data import Data
 from genaug.data.spec import spec_of as data_spec
-from genaug.devices import Mesh, make_mesh
+from genaug.devices import DeviceMesh, Mesh, make_mesh
 from genaug.models.transformer_lm import TransformerLM
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
@@ -47,7 +47,7 @@ SCANNED = 10  # updates in a call
 
 def experiment(name: str) -> Experiment:
     """The full preset of a file in experiments/."""
-    return config.load(EXPERIMENTS / f"{name}.py")
+    return config.load(str(EXPERIMENTS / f"{name}.py"))
 
 
 def spec_of(name: str) -> Spec:
@@ -83,19 +83,28 @@ def parameters(state: Any) -> Any:
     return [n.variables["params"] for n in jax.tree.leaves(state, is_leaf=is_network)]
 
 
+def collectives(
+    model: GenerativeModel, spec: Spec, rows: int, mesh: DeviceMesh
+) -> Sequence[hlo.Collective]:
+    """What the devices send each other in an update of a batch of `rows`."""
+    template = layouts.abstract(model.init, mesh)
+    run = parallel.compile_steps(model.step, mesh, template)
+    assert isinstance(run, jax.stages.Wrapped)  # one program, as of jit
+    stack = layouts.split_rows(stack_of(spec, 1, rows), mesh, axis=1)
+    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
+    assert text is not None
+    return hlo.measure(text).collectives
+
+
 def data_parallel(name: str) -> str:
     """A row: what an update sends on 8 devices."""
     preset, spec = experiment(name), spec_of(name)
     model, mesh = preset.model.make(spec), make_mesh(Mesh(data=8))
-    template = layouts.abstract(model.init, mesh)
-    run = parallel.compile_steps(model.step, mesh, template)
-    stack = layouts.split_rows(stack_of(spec, 1, preset.train.batch_size), mesh, axis=1)
-    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
-    found = hlo.measure(text).collectives
+    found = collectives(model, spec, preset.train.batch_size, mesh)
     whole = sum(one.bytes / (2 * (one.group - 1) / one.group) for one in found)
     kinds = ", ".join(sorted({one.kind for one in found}))
     count = sum(one.times for one in found)
-    size = bytes_of(parameters(template))
+    size = bytes_of(parameters(layouts.abstract(model.init, mesh)))
     return f"| {name} | {size / 1e6:.2f} | {whole / size:.3f} | {count:.0f} {kinds} |"
 
 
@@ -117,12 +126,8 @@ def sent_in_a_group(layers: int) -> dict[str, tuple[float, float]]:
     assert isinstance(preset.model, TransformerLM)
     model = dataclasses.replace(preset.model, num_layers=layers).make(spec)
     mesh = make_mesh(Mesh(data=4, tensor=2))
-    template = layouts.abstract(model.init, mesh)
-    run = parallel.compile_steps(model.step, mesh, template)
-    stack = layouts.split_rows(stack_of(spec, 1, preset.train.batch_size), mesh, axis=1)
-    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
-    found = [one for one in hlo.measure(text).collectives if one.group == 2]
-    return {one.kind: (one.times, one.bytes) for one in found}
+    found = collectives(model, spec, preset.train.batch_size, mesh)
+    return {one.kind: (one.times, one.bytes) for one in found if one.group == 2}
 
 
 def tensor_parallel() -> Iterator[str]:
@@ -160,11 +165,11 @@ def dispatched() -> Iterator[str]:
     cases = [small_vae()]
     for name in ("mnist_cvae", "mnist_dcgan", "mnist_ddpm", "pydoc_lm"):
         preset, spec = experiment(name), spec_of(name)
-        model = preset.model
-        if isinstance(model, TransformerLM):
-            model = dataclasses.replace(model, num_layers=2)
+        family = preset.model
+        if isinstance(family, TransformerLM):
+            family = dataclasses.replace(family, num_layers=2)
         rows = min(preset.train.batch_size, 32)
-        cases.append((f"{name}, batch {rows}", model.make(spec), spec, rows))
+        cases.append((f"{name}, batch {rows}", family.make(spec), spec, rows))
     for title, model, spec, rows in cases:
         ours, other = (updates(model, spec, rows, per_call) for per_call in (SCANNED, 1))
         jax.block_until_ready((ours(), other()))

@@ -58,14 +58,14 @@ def kneser_ney(
     """
     pad = np.full(order - 1, BEGIN)
     pieces, fits, asks = [], [], []
-    for context, text, fit in [(b"", text, True) for text in training] + [
+    for context, text, known in [(b"", text, True) for text in training] + [
         (context, text, False) for context, text in held_out
     ]:
         symbols = np.frombuffer(context + text, np.uint8)
         target = np.arange(len(symbols)) >= len(context)
         pieces += [pad, symbols]
-        fits += [np.zeros(len(pad), bool), np.full(len(symbols), fit)]
-        asks += [np.zeros(len(pad), bool), target & (not fit)]
+        fits += [np.zeros(len(pad), bool), np.full(len(symbols), known)]
+        asks += [np.zeros(len(pad), bool), target & (not known)]
     symbols, fit, ask = (np.concatenate(x) for x in (pieces, fits, asks))
     grams, counts = _counts(symbols, fit, order)
     probability = np.full(int(ask.sum()), 1 / 256)

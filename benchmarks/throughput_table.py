@@ -161,6 +161,8 @@ def against_limits(
 
 
 def _rest(results: Mapping[str, Any]) -> Iterator[str]:
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
     if found := results.get("generators"):
         yield "## Generators by themselves"
         yield ""

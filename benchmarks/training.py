@@ -54,7 +54,7 @@ def _autoencoder(config: VAE | CVAE, steps: int, rows: int, calls: int) -> Race:
         return (row_normal(keys, (config.latent_dim,)),)
 
     stack = images(steps, rows)
-    libraries = lambda ours: [] if labelled else _pythae(config, stack, noise, ours)  # noqa: E731
+    libraries = lambda ours: _pythae(config, stack, noise, ours) if isinstance(config, VAE) else []  # noqa: E731
     return race(config.make(IMAGES), stack, Twin(make, noise), calls=calls, libraries=libraries)
 
 

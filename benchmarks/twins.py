@@ -30,7 +30,8 @@ def tensor(leaf: Any) -> Tensor:
 
 def linear(leaf: Mapping[str, Any]) -> nn.Linear:
     """A dense layer."""
-    module = nn.Linear(*leaf["kernel"].shape, bias="bias" in leaf)
+    inputs, outputs = leaf["kernel"].shape
+    module = nn.Linear(inputs, outputs, bias="bias" in leaf)
     return filled(module, tensor(leaf["kernel"]).T, leaf)
 
 
@@ -69,9 +70,9 @@ class Trainer:
         ema_decay: float,
     ):
         self.loss, self.ema_decay, self.count = loss, ema_decay, 0
-        self.parameters = list(parameters)
+        self.parameters: list[Tensor] = list(parameters)
         self.clip_norm = adam.clip_norm
-        options = {"lr": adam.learning_rate, "betas": (adam.b1, adam.b2), "fused": True}
+        rate, betas = adam.learning_rate, (adam.b1, adam.b2)
         if adam.weight_decay:
             matrices = [p for p in self.parameters if p.ndim > 1]
             rest = [p for p in self.parameters if p.ndim < 2]
@@ -79,9 +80,11 @@ class Trainer:
                 {"params": matrices, "weight_decay": adam.weight_decay},
                 {"params": rest, "weight_decay": 0.0},
             ]
-            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, **options)
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+                groups, lr=rate, betas=betas, fused=True
+            )
         else:
-            self.optimizer = torch.optim.Adam(self.parameters, **options)
+            self.optimizer = torch.optim.Adam(self.parameters, lr=rate, betas=betas, fused=True)
         self.ema = [p.detach().clone() for p in self.parameters] if ema_decay else []
 
     def step(self, *inputs: Any) -> Tensor:

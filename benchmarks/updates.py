@@ -45,6 +45,7 @@ class Updates:
         mesh = make_mesh(Mesh(data=devices))
         template = layouts.abstract(model.init, mesh)
         program = parallel.compile_steps(model.step, mesh, template)
+        assert isinstance(program, jax.stages.Wrapped)  # one program, as of jit
         self.stack = layouts.split_rows(stack, mesh, axis=1)
         self.steps = len(next(iter(stack.values())))
         self.key = jax.random.key(KEY)
@@ -53,7 +54,9 @@ class Updates:
         began = time.perf_counter()
         self.program = program.lower(self.state, self.stack, self.key, jnp.int32(0)).compile()
         self.compile_s = time.perf_counter() - began
-        self.bytes = hlo.measure(self.program.as_text()).hbm_bytes * devices / self.steps
+        text = self.program.as_text()
+        assert text is not None
+        self.bytes = hlo.measure(text).hbm_bytes * devices / self.steps
         self.devices, self.calls, self.done = devices, calls, 0
         self.first = self._once()
 
