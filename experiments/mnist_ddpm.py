@@ -6,11 +6,11 @@
 Flow matching with a U-Net of 14 and 7 patches of 2x2 pixels. 3,000 training images are few: 30 % of
 them are warped, and the network is told how (Karras et al. 2022), so samples are upright.
 
-30 minutes on 2 cores (x86-64) beside other work, which left it little more than one of them. One
-run; `python -m benchmarks.quality`, 1,000 samples, 5 halves of the held-out images, mean ± sd:
-    25 steps                    Fréchet distance 1.36 ± 0.21 times the floor, coverage 0.97 ± 0.01
-                                of it, label agreement 96.6 ± 0.3 % (of real images 97.8 ± 0.1 %)
-    25 steps, guidance 1.25     1.46 ± 0.17, 0.98 ± 0.01, 99.3 ± 0.2 %
+18 minutes on 2 cores (x86-64), beside other work of lower priority. One run; `python -m
+benchmarks.quality`, 1,000 samples, 5 halves of the held-out images, mean ± sd:
+    25 steps                    Fréchet distance 1.37 ± 0.20 times the floor, coverage 0.97 ± 0.01
+                                of it, label agreement 96.1 ± 0.1 % (of real images 97.8 ± 0.1 %)
+    25 steps, guidance 1.25     1.48 ± 0.16, 0.97 ± 0.01, 99.2 ± 0.1 %
 500 validation images: 3.73 ± 0.38 bits per dimension (s.e.). Some samples are no clear digit.
 """
 
