@@ -36,8 +36,12 @@ Tree = Callable[[Any], Any]
 """A function of a pytree that changes where its arrays are, or averages them over devices."""
 
 
-def _told(state: State, in_use: Tree, reduced: Tree, accumulate: int) -> State:
-    """The state, its networks told how to get at parameters and at gradients."""
+Good = Callable[[Metrics], jax.Array]
+"""Whether an update counts, pred [], from all its metrics."""
+
+
+def _told(state: State, good: Good | None, in_use: Tree, reduced: Tree, accumulate: int) -> State:
+    """The state, its networks told how to get at parameters and at gradients, and what counts."""
 
     def grad(loss: RowsLoss) -> Callable[..., Any]:
         one = accumulated(value_and_grad, accumulate)(loss)
@@ -46,7 +50,7 @@ def _told(state: State, in_use: Tree, reduced: Tree, accumulate: int) -> State:
     def one(node: Any) -> Any:
         if not isinstance(node, NetworkState):
             return node
-        return dataclasses.replace(node, in_use=in_use, grad=grad)
+        return dataclasses.replace(node, in_use=in_use, grad=grad, good=good)
 
     return jax.tree.map(one, state, is_leaf=lambda node: isinstance(node, NetworkState))
 
@@ -89,7 +93,7 @@ def compile_steps(
 
 def _loop(
     step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]],
-    tell: Tree,
+    tell: Callable[[State, Good | None], State],
     settle: Callable[[State, Metrics], tuple[State, Metrics]],
     offset: Callable[[int], Any],
     guard: Guard | None,
@@ -98,21 +102,24 @@ def _loop(
 
     watching = guard is not None and guard.spike_factor is not None
 
-    def guarded(old: State, new: State, metrics: Metrics) -> tuple[State, Metrics]:
+    def guarded(held: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+        old, usual = held if watching else (held, None)
+
+        def counts(metrics: Metrics) -> jax.Array:
+            assert guard is not None
+            return jnp.all(guard(metrics, usual)[0] > 0)
+
+        new, metrics = step(tell(old, counts if guard else None), batch, key)
+        decided = isinstance(new, NetworkState) and new.good is None
+        new, metrics = settle(new, metrics)
         if guard is None or not metrics:
             return new, metrics
-        usual = None
-        if watching:
-            (old, usual), (new, _) = old, new
+        if not decided:
+            leaves = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+            kept = [jnp.where(counts(metrics), one, other) for one, other in leaves]
+            new = jax.tree.unflatten(jax.tree.structure(new), kept)
         good, usual = guard(metrics, usual)
-        leaves = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
-        kept = [jnp.where(jnp.all(good > 0), one, other) for one, other in leaves]
-        state = jax.tree.unflatten(jax.tree.structure(new), kept)
-        return Watched(state, usual) if usual else state, {**metrics, "good": good}
-
-    def stepped(held: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-        new, metrics = settle(*step(tell(held.state if watching else held), batch, key))
-        return held._replace(state=new) if watching else new, metrics
+        return Watched(new, usual) if usual else new, {**metrics, "good": good}
 
     def mean(metrics: Metrics) -> Metrics:
         if "good" not in metrics:
@@ -133,7 +140,7 @@ def _loop(
         def one(state: State, step_and_batch: tuple[jax.Array, Batch]) -> tuple[State, Metrics]:
             number, batch = step_and_batch
             batch = {**batch, "index": offset(rows) + jnp.arange(rows)}
-            return guarded(state, *stepped(state, batch, jax.random.fold_in(key, number)))
+            return guarded(state, batch, jax.random.fold_in(key, number))
 
         state, metrics = lax.scan(one, state, (first + jnp.arange(count), batches))
         return state, mean(metrics)
@@ -237,7 +244,7 @@ def _under_pmap(
     program = jax.pmap(
         _loop(
             step,
-            lambda s: _told(s, lambda tree: tree, mean, accumulate),
+            lambda state, good: _told(state, good, lambda tree: tree, mean, accumulate),
             settle,
             lambda rows: lax.axis_index("data") * rows,
             guard,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -46,10 +47,14 @@ class Adam:
     warmup_steps: int = 0  # linear from zero
     decay_steps: int | None = None  # cosine to zero at this step; None = constant
 
-    def make(self) -> optax.GradientTransformation:
-        """The Optax transformation."""
+    def make(self) -> optax.GradientTransformationExtraArgs:
+        """The Optax transformation; its update takes `keep`."""
         rate = _schedule(self.learning_rate, self.warmup_steps, self.decay_steps)
-        adam = optax.adamw(rate, self.b1, self.b2, weight_decay=self.weight_decay, mask=_decays)
+        adam = optax.chain(
+            _scale_by_adam(self.b1, self.b2),
+            optax.add_decayed_weights(self.weight_decay, _decays),
+            _kept(optax.scale_by_learning_rate(rate)),
+        )
         return _clipped(adam, self.clip_norm)
 
 
@@ -63,10 +68,10 @@ class SGD:
     warmup_steps: int = 0  # linear from zero
     decay_steps: int | None = None  # cosine to zero at this step; None = constant
 
-    def make(self) -> optax.GradientTransformation:
-        """The Optax transformation."""
+    def make(self) -> optax.GradientTransformationExtraArgs:
+        """The Optax transformation; its update takes `keep`."""
         rate = _schedule(self.learning_rate, self.warmup_steps, self.decay_steps)
-        return _clipped(optax.sgd(rate, self.momentum or None), self.clip_norm)
+        return _clipped(_kept(optax.sgd(rate, self.momentum or None)), self.clip_norm)
 
 
 Optimizer = Adam | SGD
@@ -98,11 +103,57 @@ def _schedule(peak: float, warmup_steps: int, decay_steps: int | None) -> optax.
 
 
 def _clipped(
-    transformation: optax.GradientTransformation, norm: float | None
-) -> optax.GradientTransformation:
+    transformation: optax.GradientTransformationExtraArgs, norm: float | None
+) -> optax.GradientTransformationExtraArgs:
     if norm is None:
         return transformation
     return optax.chain(optax.clip_by_global_norm(norm), transformation)
+
+
+Keep = Callable[[Any, Any], Any]
+"""`(new, old) -> new`, or `old` where an update is left out; pytrees alike."""
+
+
+def _always(new: Any, old: Any) -> Any:
+    return new
+
+
+def _kept(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The transformation, its state that of `keep`."""
+
+    def update(
+        updates: Params, state: Any, params: Params | None = None, *, keep: Keep = _always
+    ) -> tuple[Params, Any]:
+        updates, new = inner.update(updates, state, params)
+        return updates, keep(new, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+ADAM_EPSILON = 1e-8  # Kingma & Ba 2015, algorithm 1
+
+
+def _scale_by_adam(b1: float, b2: float) -> optax.GradientTransformationExtraArgs:
+    """Optax's, but that the direction is of the moments that are kept.
+
+    So nothing reads moments that are left out, and XLA needs no place for them.
+    """
+    adam = _kept(optax.scale_by_adam(b1, b2))
+
+    def update(
+        grads: Params, state: Any, params: Params | None = None, *, keep: Keep = _always
+    ) -> tuple[Params, Any]:
+        # On a CPU XLA would compute them again where they are read, from copies of the old ones.
+        kept = jax.lax.platform_dependent(
+            adam.update(grads, state, params, keep=keep)[1],
+            cpu=jax.lax.optimization_barrier,
+            default=lambda kept: kept,
+        )
+        mean = optax.tree.bias_correction(kept.mu, b1, state.count + 1)
+        square = optax.tree.bias_correction(kept.nu, b2, state.count + 1)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + ADAM_EPSILON), mean, square), kept
+
+    return optax.GradientTransformationExtraArgs(adam.init, update)
 
 
 Rows = Any
@@ -166,8 +217,10 @@ class NetworkState:
     variables: parameters under "params", and its statistics (batch norm's) if it has any.
     ema:       exponential moving average of `variables["params"]`, what sampling uses.
     in_use:    what is done to parameters before they are computed with.
-    grad:      how gradients are taken. The trainer puts the two there while a step is traced: what
-               is spread over which devices, and in how many parts a batch is taken, is its affair.
+    grad:      how gradients are taken.
+    good:      whether an update counts, from all its metrics; None once that is done, or nobody
+               asks. The trainer puts the three there while a step is traced: what is spread over
+               which devices, in how many parts a batch is taken, what is left out, is its affair.
     """
 
     step: Any  # int32 []; a template holds shapes instead of arrays, in every field
@@ -176,6 +229,7 @@ class NetworkState:
     opt_state: optax.OptState
     in_use: Callable[[Params], Params] = flax.struct.field(pytree_node=False, default=_as_it_is)
     grad: Grad = flax.struct.field(pytree_node=False, default=value_and_grad)
+    good: Callable[[Metrics], Array] | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def used(self) -> Variables:
@@ -214,25 +268,35 @@ def apply_gradients(
     state: NetworkState,
     grads: Params,
     statistics: Variables,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     ema_decay: float,
+    metrics: Metrics | None = None,
 ) -> NetworkState:
     """One optimiser step, and one of the EMA.
 
     The decay starts at 1/10 and grows to `ema_decay` as (1 + step) / (10 + step), so that the
     average of a short run is not dominated by its initial values.
+
+    metrics: all of the update, if known by now: then it is left out here, if it is to be. What
+             follows from a value is computed from what is kept of it, so nothing is kept twice.
     """
+    keep = _always
+    if metrics is not None and state.good is not None:
+        good = state.good(metrics)
+        keep = partial(jax.tree.map, lambda new, old: jnp.where(good, new, old))
     params = state.variables["params"]
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    params = optax.apply_updates(params, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, params, keep=keep)
+    params = keep(optax.apply_updates(params, updates), params)
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema = jax.tree.map(lambda e, p: e + (1.0 - decay).astype(p.dtype) * (p - e), state.ema, params)
+    old_statistics = {name: state.variables[name] for name in statistics}
     return dataclasses.replace(
         state,
-        step=state.step + 1,
-        variables={**state.variables, **statistics, "params": params},
-        ema=ema,
+        step=keep(state.step + 1, state.step),
+        variables={**state.variables, **keep(statistics, old_statistics), "params": params},
+        ema=keep(ema, state.ema),
         opt_state=opt_state,
+        good=state.good if metrics is None else None,
     )
 
 
@@ -261,7 +325,8 @@ def from_loss(
 
         (value, (metrics, statistics)), grads = state.grad(of_params)(used["params"], batch)
         metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}
-        return apply_gradients(state, grads, statistics, transformation, ema_decay), metrics
+        new = apply_gradients(state, grads, statistics, transformation, ema_decay, metrics)
+        return new, metrics
 
     return GenerativeModel(
         init=lambda key: create(init(key), transformation),
