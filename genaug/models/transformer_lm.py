@@ -267,10 +267,13 @@ def target_nll(
     Right is a target that counts and has the largest logit; 0 stands for one that does not count.
     """
     counts = counted(batch["segments"])
-    targets = jnp.expand_dims(batch["tokens"][:, 1:], 2)
-    of_target = jnp.take_along_axis(logits, targets, axis=2)[..., 0]
-    values = jax.nn.logsumexp(logits, axis=2) - of_target
-    return jnp.where(counts, values, 0.0), counts & (of_target >= jnp.max(logits, axis=2)), counts
+    # All tokens in a row, as the net has them: XLA for TPUs copies logits that are folded by texts.
+    flat = logits.reshape(-1, logits.shape[2])
+    targets = jnp.expand_dims(batch["tokens"][:, 1:].reshape(-1), 1)
+    of_target = jnp.take_along_axis(flat, targets, axis=1)[:, 0]
+    values = (jax.nn.logsumexp(flat, axis=1) - of_target).reshape(counts.shape)
+    right = (of_target >= jnp.max(flat, axis=1)).reshape(counts.shape)
+    return jnp.where(counts, values, 0.0), counts & right, counts
 
 
 def bits_per_byte(nats: Float[Array, "*n"], num_bytes: Int[Array, "*n"]) -> Float[Array, "*n"]:
