@@ -3,7 +3,7 @@
 #
 #   genaug launch experiments/gpt2.py --to tpu-vm --command train --run-dir gs://my-bucket/runs/gpt2 --topology 2xv5e-256 --spot --vocab-size 50256 --zone us-west4-a --train.batch-size 512
 #
-# Plan, compiled for 2xv5e-256 and not measured: 3.3 GiB of 16 GiB of a chip's memory; an update of 512
+# Plan, compiled for 2xv5e-256 and not measured: 2.71 GiB of 16 GiB of a chip's memory; an update of 512
 # takes 35.3 ms at least, bound by network: an MFU of 12.6 % at most.
 #
 #   bash FILE       queue for the machines, install, start, and wait; in the end they are deleted.
@@ -60,8 +60,8 @@ recipe (600,000 updates of 480 rows). Run here: the net's equality with Hugging 
 rows, all of them finite (`genaug profile experiments/gpt2.py --vocab-size 50256
 --train.batch-size 1 --model.dtype float32`, 2 CPU cores), and `tiny()`. Not run: the training.
 Compiled for 256 TPU v5e (`genaug plan experiments/gpt2.py --vocab-size 50256 --topology v5e-256
---search`): at most 68 % MFU at 512 rows an update and 83 % at 2,048, in 2.6 and 4.5 GiB of 16, data
-parallel.
+--search`, 89 s on 2 CPU cores): at most 58 % MFU at 512 rows an update and 83 % at 2,048, in 2.6 and
+3.9 GiB of 16, data parallel.
 """
 
 import dataclasses
