@@ -9,8 +9,8 @@ recipe (600,000 updates of 480 rows). Run here: the net's equality with Hugging 
 rows, all of them finite (`genaug profile experiments/gpt2.py --vocab-size 50256
 --train.batch-size 1 --model.dtype float32`, 2 CPU cores), and `tiny()`. Not run: the training.
 Compiled for 256 TPU v5e (`genaug plan experiments/gpt2.py --vocab-size 50256 --topology v5e-256
---search`, 89 s on 2 CPU cores): at most 58 % MFU at 512 rows an update and 83 % at 2,048, in 2.6 and
-3.9 GiB of 16, data parallel.
+--search`, 89 s on 2 CPU cores): at most 58 % MFU at 512 rows an update and 83 % at 2,048, in 2.6
+and 3.9 GiB of 16, data parallel.
 """
 
 import dataclasses
