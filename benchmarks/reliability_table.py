@@ -53,7 +53,8 @@ def line(fault: str, means: str, found: Counted | None) -> str:
     """A row of the table."""
     if found is None:
         return f"| {fault} | {means} | not run | | |"
-    low, high = (f"{100 * share:.1f}" for share in wilson(found.survived, found.tried))
+    digits = max(1, len(str(found.tried)) - 3)  # of many injections the interval is narrow
+    low, high = (f"{100 * share:.{digits}f}" for share in wilson(found.survived, found.tried))
     count = f"{found.survived:,} of {found.tried:,}"
     shown = count if found.survived == found.tried else f"**{count}**"
     return f"| {fault} | {means} | {shown} | {low} to {high} % | {found.remark} |"
