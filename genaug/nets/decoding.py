@@ -70,21 +70,32 @@ def filtered(logits: Logits, rules: Rules) -> Logits:
     return jnp.where(logits >= jnp.expand_dims(least, 1), logits, -jnp.inf)
 
 
+def likeliest(logits: Logits) -> Int32[Array, " n"]:
+    """The first of each row's largest: `jnp.argmax`, which XLA:CPU computes one by one.
+
+    Of a row with NaNs, the last id.
+    """
+    last = logits.shape[1] - 1
+    largest = logits >= jnp.max(logits, axis=1, keepdims=True)
+    return jnp.min(jnp.where(largest, jnp.expand_dims(jnp.arange(last + 1), 0), last), axis=1)
+
+
 def choose(
-    logits: Logits, seen: Bool[Array, "n v"], rules: Rules, keys: jax.Array
+    logits: Logits, seen: Bool[Array, "n v"], rules: Rules, keys: jax.Array, place: Int[Array, ""]
 ) -> Int[Array, " n"]:
-    """One token id a row, int32, drawn with the row's key; `seen` are those that are penalised."""
+    """One token id a row, int32, drawn with `fold_in(key, place)`; `seen` are the penalised."""
     logits = penalised(logits, seen, rules.repetition_penalty)
     greedy = rules.temperature <= 0
-    likeliest = jnp.argmax(logits, axis=1)
+    best = likeliest(logits)
 
     def draw(logits: Logits) -> Array:
         temperature = jnp.expand_dims(jnp.where(greedy, 1.0, rules.temperature), 1)
-        drawn = jax.vmap(jax.random.categorical)(keys, filtered(logits / temperature, rules))
-        return jnp.where(greedy, likeliest, drawn)
+        place_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
+        drawn = jax.vmap(jax.random.categorical)(place_keys, filtered(logits / temperature, rules))
+        return jnp.where(greedy, best, drawn)
 
     # Random numbers for a vocabulary take as long as a small net: only where a row asks for them.
-    chosen = lax.cond(jnp.all(greedy), lambda logits: likeliest, draw, logits)
+    chosen = lax.cond(jnp.all(greedy), lambda logits: best, draw, logits)
     return chosen.astype(jnp.int32)
 
 
@@ -139,8 +150,7 @@ def generate(
         token = lax.dynamic_slice_in_dim(state.tokens, position, 1, axis=1)
         logits, cache = extend(token, position, state.cache)
         place = position + 1
-        place_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
-        chosen = choose(logits[:, 0, : end + 1], state.seen, rules, place_keys)
+        chosen = choose(logits[:, 0, : end + 1], state.seen, rules, keys, place)
         running = (place > last_known) & (state.size == length)
         given = lax.dynamic_index_in_dim(state.tokens, place, axis=1, keepdims=False)
         chosen = jnp.where(running, chosen, given)

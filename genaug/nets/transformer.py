@@ -22,8 +22,11 @@ Activation = Literal["gelu", "swiglu"]
 Norm = Literal["layer", "rms"]
 Positions = Literal["learned", "rope"]
 Dtype = Literal["bfloat16", "float32"]
-Cache = list[tuple[Float[Array, "n g s d"], Float[Array, "n g s d"]]]
-"""Keys and values of every layer: heads before positions, so that a head's are contiguous."""
+Cache = list[tuple[Float[Array, "ng d s"], Float[Array, "ng s d"]]]
+"""Keys and values of every layer, as `attend_heads` reads them: g heads of each of n rows.
+
+One axis of both: of a single row XLA:CPU would drop the axis of rows, and copy what it writes.
+"""
 
 _LEAST_BLOCK = 64  # queries; smaller products take longer than what they leave out
 _INIT = nn.initializers.normal(0.02)  # Radford et al. 2019, as published
@@ -86,21 +89,23 @@ def rotate(
 
 
 def attend_heads(
-    q: Float[Array, "n h t d"],
-    k: Float[Array, "n g s d"],
-    v: Float[Array, "n g s d"],
-    mask: Bool[Array, "m 1 t s"],
-) -> Float[Array, "n h t d"]:
-    """`attend` over contiguous heads, of any mask: what a cache has, and what is fast on CPU."""
-    n, heads, count, dim = q.shape
-    q = q.reshape(n, k.shape[1], heads // k.shape[1], count, dim) * dim**-0.5
-    logits = jnp.einsum("ngrtd,ngsd->ngrts", q, k, preferred_element_type=jnp.float32)
-    logits = jnp.where(jnp.expand_dims(mask, 2), logits, -jnp.inf)
+    q: Float[Array, "*b r t d"],
+    k: Float[Array, "*b d s"],
+    v: Float[Array, "*b s d"],
+    mask: Bool[Array, "*m t s"],
+) -> Float[Array, "*b r t d"]:
+    """`attend` of r heads to each of k and v, laid out as a CPU reads them without a copy.
+
+    The mask may be any that broadcasts to the shares [*b, r, t, s].
+    """
+    *lead, heads, count, dim = q.shape
+    rows = q.reshape(*lead, heads * count, dim) * dim**-0.5
+    logits = jnp.matmul(rows, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask, logits.reshape(*lead, heads, count, -1), -jnp.inf)
     share = jnp.exp(logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    y = jnp.einsum("ngrts,ngsd->ngrtd", share.astype(v.dtype), v)
+    y = jnp.matmul(share.reshape(*lead, heads * count, -1).astype(v.dtype), v)
     # Divided here rather than before: there are fewer features than positions.
-    y = y / jnp.sum(share, axis=-1, keepdims=True).astype(v.dtype)
-    return y.reshape(n, heads, count, dim)
+    return y.reshape(q.shape) / jnp.sum(share, axis=-1, keepdims=True).astype(v.dtype)
 
 
 def attend(
@@ -119,17 +124,17 @@ def attend(
         return flash.attend(q, k, v, jnp.abs(mask))
 
     def on_cpu(q: Array, k: Array, v: Array, mask: Array) -> Array:
-        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-        count = q.shape[2]
+        n, count, heads, dim = q.shape
+        q = q.transpose(0, 2, 1, 3).reshape(n, k.shape[2], -1, count, dim)
+        k, v, mask = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), jnp.expand_dims(mask, 1)
         block = max(_LEAST_BLOCK, -(-count // 4))
-        stops = [min(first + block, count) for first in range(0, count, block)]
-        parts = [
-            attend_heads(
-                q[:, :, first:stop], k[:, :, :stop], v[:, :, :stop], mask[:, :, first:stop, :stop]
-            )
-            for first, stop in zip(range(0, count, block), stops, strict=True)
-        ]
-        return jnp.concatenate(parts, axis=2).transpose(0, 2, 1, 3)
+        parts = []
+        for first in range(0, count, block):
+            stop = min(first + block, count)
+            seen = mask[..., first:stop, :stop]
+            parts.append(attend_heads(q[..., first:stop, :], k[..., :stop], v[..., :stop, :], seen))
+        y = jnp.concatenate(parts, axis=3).reshape(n, heads, count, dim)
+        return y.transpose(0, 2, 1, 3)
 
     def elsewhere(q: Array, k: Array, v: Array, mask: Array) -> Array:
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
@@ -216,11 +221,11 @@ class Transformer(nn.Module):
 
     def empty_cache(self, tokens: Int[Array, "n t"]) -> Cache:
         """A cache for as many rows as `tokens` has, of `context` tokens each."""
-        head_dim = self.embed_dim // self.layer.num_heads
-        zeros = jnp.zeros(
-            (tokens.shape[0], self.layer.num_kv_heads, self.context, head_dim), self.dtype
-        )
-        return [(zeros, zeros)] * self.num_layers
+        dim = self.embed_dim // self.layer.num_heads
+        heads = tokens.shape[0] * self.layer.num_kv_heads
+        k = jnp.zeros((heads, dim, self.context), self.dtype)
+        v = jnp.zeros((heads, self.context, dim), self.dtype)
+        return [(k, v)] * self.num_layers
 
 
 def unrolled(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
@@ -271,12 +276,16 @@ class _Block(nn.Module):
         if cache is None:
             y = attend(q, k, v, mask)
         else:
-            q, k, v = (h.transpose(0, 2, 1, 3) for h in (q, k, v))
+            q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+            k, v = (h.reshape(n * groups, *h.shape[2:]) for h in (k, v))
             cache = (
                 lax.dynamic_update_slice_in_dim(cache[0], k, position, axis=2),
-                lax.dynamic_update_slice_in_dim(cache[1], v, position, axis=2),
+                lax.dynamic_update_slice_in_dim(cache[1], v, position, axis=1),
             )
-            y = attend_heads(q, *cache, mask).transpose(0, 2, 1, 3)
+            q = q.reshape(n * groups, -1, *q.shape[2:])
+            own = jnp.broadcast_to(mask, (n, groups, *mask.shape[2:]))
+            y = attend_heads(q, *cache, own.reshape(n * groups, 1, *mask.shape[2:]))
+            y = y.reshape(n, heads, count, -1).transpose(0, 2, 1, 3)
         x = x + dropped(dense(dim, "out", residual_init)(y.reshape(x.shape)))
         h = _norm(layer, "mlp_norm", x)
         if layer.activation == "swiglu":

@@ -16,6 +16,7 @@ import scipy.stats
 from genaug import export, layouts, parallel
 from genaug.bundle import load_sampler
 from genaug.devices import Mesh, make_mesh
+from genaug.hlo_text import parse
 from genaug.models.transformer_lm import TransformerLM, gpt2, target_nll
 from genaug.nets import transformer
 from genaug.sampling import make_sampler
@@ -394,6 +395,23 @@ def test_tensor_parallel_layers_sum_and_send_nothing_else():
     text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
     kinds = r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\("
     assert set(re.findall(kinds, text)) == {"all-reduce"}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_loop_that_writes_copies_no_cache(rows, optimized):
+    """Keys and values are written and read where they are; XLA would copy some of one row alone."""
+    _, weights, sample = made(num_kv_heads=4)
+    text = sample.lower(weights, jax.random.key(0), cond_of(range(rows))).compile().as_text()
+    program, _ = parse(text)
+    size = rows * CONFIG.embed_dim * (LENGTH - 1) * 4
+    held = [
+        [one for one in computation.instructions.values() if one.arrays[0].bytes == size]
+        for computation in program.values()
+    ]
+    # The loop's body writes the keys and the values of two layers.
+    body = max(held, key=lambda held: sum("dynamic-update-slice" in one.name for one in held))
+    made_here = [one.name for one in body if one.opcode not in ("get-tuple-element", "parameter")]
+    assert len(made_here) == 4, made_here
 
 
 def test_prompts_outside_the_vocabulary_are_refused(key):

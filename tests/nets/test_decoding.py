@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from genaug.nets.decoding import Rules, choose, filtered, penalised
+from genaug.nets.decoding import Rules, choose, filtered, likeliest, penalised
 
 ROWS, VOCAB = 6, 40
+PLACE = jnp.int32(3)
 
 
 def some_logits(rows=ROWS, vocab=VOCAB, seed=0):
@@ -117,7 +118,7 @@ def test_draws_have_the_shares_of_the_softmax(changes, key):
     given = rules(1, **changes)
     wide = lambda x: jnp.broadcast_to(x, (count, *x.shape[1:]))  # noqa: E731
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
-    drawn = jax.jit(choose)(wide(logits), wide(seen), Rules(*map(wide, given)), keys)
+    drawn = jax.jit(choose)(wide(logits), wide(seen), Rules(*map(wide, given)), keys, PLACE)
     ids = np.flatnonzero(np.asarray(seen[0]))
     scores = reference(logits[0], Rules(*(np.asarray(c)[0] for c in given)), ids)
     shares = np.exp(scores.astype(np.float64) - scores.max())
@@ -130,6 +131,14 @@ def test_draws_have_the_shares_of_the_softmax(changes, key):
     assert test.pvalue > 1e-3
 
 
+def test_the_likeliest_is_the_first_of_the_largest():
+    """As `jnp.argmax`; a row with a NaN has no largest."""
+    logits = np.round(some_logits(2000, 7, seed=1))  # ties in most rows
+    np.testing.assert_array_equal(likeliest(jnp.asarray(logits)), np.argmax(logits, axis=1))
+    assert likeliest(jnp.asarray([[0.0, np.nan, 5.0]])) == 2
+    assert likeliest(jnp.full((1, 3), -jnp.inf)) == 0
+
+
 def test_temperature_zero_takes_the_likeliest_of_the_penalised(key):
     logits = some_logits()
     seen = logits == jnp.max(logits, axis=1, keepdims=True)
@@ -137,7 +146,7 @@ def test_temperature_zero_takes_the_likeliest_of_the_penalised(key):
     given = rules(
         temperature=[0.0, 0.0, 0.0, 0.0, 0.0, 1.0], repetition_penalty=[1.0] * 3 + [9.0] * 3
     )
-    chosen = np.asarray(choose(logits, seen, given, keys))
+    chosen = np.asarray(choose(logits, seen, given, keys, PLACE))
     second = np.argsort(logits, axis=1)[:, -2]
     np.testing.assert_array_equal(chosen[:3], np.argmax(logits, axis=1)[:3])
     np.testing.assert_array_equal(chosen[3:5], second[3:5])
@@ -148,10 +157,10 @@ def test_a_row_depends_on_its_own_rules_alone(key):
     logits, keys = some_logits(), jax.random.split(key, ROWS)
     seen = jnp.zeros(logits.shape, bool)
     mixed = rules(top_k=[0, 3, 0, 0, 9, 0], top_p=[1.0, 1.0, 0.5, 1.0, 1.0, 0.2])
-    together = choose(logits, seen, mixed, keys)
+    together = choose(logits, seen, mixed, keys, PLACE)
     for row in range(ROWS):
         part = slice(row, row + 1)
         own = Rules(*(column[part] for column in mixed))
         np.testing.assert_array_equal(
-            choose(logits[part], seen[part], own, keys[part]), together[part]
+            choose(logits[part], seen[part], own, keys[part], PLACE), together[part]
         )
