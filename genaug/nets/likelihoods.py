@@ -1,8 +1,8 @@
 """What a decoder's raw outputs say about an image of bytes: log p(x | outputs), mean, draws.
 
 Each is a frozen dataclass with `outputs_per_value`, `log_prob(outputs, x) -> [n]` in nats,
-`mean(outputs)` and `draw(outputs, key)`, the last two in [0, 1]. `x` is uint8 [n, h, w, c] and
-`outputs` float32 [n, h, w, c, outputs_per_value].
+`mean(outputs)` and `draw(outputs, key)`, the last two in [0, 1]. `x` is uint8, of an image
+[n, h, w, c], and `outputs` float32 with one axis more, of `outputs_per_value`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-Outputs = Float[Array, "n h w c m"]
-Images = UInt8[Array, "n h w c"]
-Values = Float[Array, "n h w c"]
+Outputs = Float[Array, "n *d m"]
+Images = UInt8[Array, "n *d"]
+Values = Float[Array, "n *d"]
 LogProb = Float[Array, " n"]
 
 
@@ -35,6 +35,11 @@ def to_bytes(x: Values) -> Images:
     return jnp.round(jnp.clip(x, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
+def _in_rows(outputs: Array, x: Array) -> tuple[Array, Array]:
+    """[n, d, m] and [n, d]: where an axis of one ends them, XLA:CPU takes each value by itself."""
+    return outputs.reshape(len(x), -1, outputs.shape[-1]), x.reshape(len(x), -1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bernoulli:
     """Each value is a coin whose probability the decoder says (Kingma & Welling 2014, app. C.1).
@@ -47,9 +52,11 @@ class Bernoulli:
 
     def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
         """Negative cross-entropy, summed over values."""
+        outputs, x = _in_rows(outputs, x)
         logits, target = outputs[..., 0], to_unit(x)
         # t log p + (1 - t) log(1 - p), with one logarithm instead of two.
-        return jnp.sum(target * logits - jax.nn.softplus(logits), axis=(1, 2, 3))
+        softplus = jnp.maximum(logits, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+        return jnp.sum(target * logits - softplus, axis=1)
 
     def mean(self, outputs: Outputs) -> Values:
         """The probability of white."""
@@ -69,8 +76,9 @@ class Gaussian:
 
     def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
         """Log-density per [0, 1]-scaled value, summed over values."""
+        outputs, x = _in_rows(outputs, x)
         value = jax.scipy.stats.norm.logpdf(to_unit(x), self.mean(outputs), self.scale)
-        return jnp.sum(value, axis=(1, 2, 3))
+        return jnp.sum(value, axis=1)
 
     def mean(self, outputs: Outputs) -> Values:
         """The centre of the noise."""
@@ -99,6 +107,7 @@ class DiscretizedLogistic:
 
     def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
         """Log-probability of the bytes, summed over values; the end levels take the tails."""
+        outputs, x = _in_rows(outputs, x)
         mean, log_scale = self._mean_and_log_scale(outputs)
         centred = 2.0 * to_unit(x) - 1.0 - mean
         inverse = jnp.exp(-log_scale)
@@ -114,7 +123,7 @@ class DiscretizedLogistic:
             jax.nn.log_sigmoid(upper),
             jnp.where(x == 255, jax.nn.log_sigmoid(-lower), inside),
         )
-        return jnp.sum(value, axis=(1, 2, 3))
+        return jnp.sum(value, axis=1)
 
     def mean(self, outputs: Outputs) -> Values:
         """The centre of the logistic."""
