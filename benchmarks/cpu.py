@@ -79,12 +79,16 @@ def convolutions() -> list[Pair]:
     """genaug's layers against `lax`'s, gradient inside a scan."""
     key = jax.random.key(0)
     x = jax.random.normal(key, (16, 28, 28, 32))
+    thin = jax.random.normal(key, (64, 28, 28, 1))
     small = jax.random.normal(key, (32, 14, 14, 64))
     axes = ("NHWC", "HWIO", "NHWC")
     cases = [
         ("convolution 3x3", x, (3, 3, 32, 32), layers.conv,
          lambda x, k: lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=axes)),
         ("convolution 3x3, stride 2", x, (3, 3, 32, 32),
+         lambda x, k: layers.conv(x, k, (2, 2)),
+         lambda x, k: lax.conv_general_dilated(x, k, (2, 2), "SAME", dimension_numbers=axes)),
+        ("convolution 3x3 of one channel to 16, stride 2", thin, (3, 3, 1, 16),
          lambda x, k: layers.conv(x, k, (2, 2)),
          lambda x, k: lax.conv_general_dilated(x, k, (2, 2), "SAME", dimension_numbers=axes)),
         ("transposed convolution 4x4, stride 2", small, (4, 4, 64, 32),

@@ -22,6 +22,9 @@ from jaxtyping import Array, Float
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # With fewer channels than this a matrix product per tap of a kernel is too thin to be fast.
 _FEW_CHANNELS = 16
+# Below these XLA:CPU leaves its fast kernels for slower ones, unless features and channels are
+# multiples of those.
+_LEAST_CHANNELS, _LEAST_FEATURES = 4, 32
 
 
 class _Window(NamedTuple):
@@ -67,8 +70,21 @@ def _plain(x: Array, kernel: Array, window: _Window) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, window: _Window) -> Array:
-    """Image and kernel to output: XLA's own."""
-    return _plain(x, kernel, window)
+    """Image and kernel to output: XLA's own; on a CPU, thin ones in the company of zeros."""
+    channels, features = kernel.shape[2:]
+    lacking = max(_LEAST_FEATURES - features, 0)
+    odd = -channels % _LEAST_CHANNELS if channels > 1 else 0
+    if channels >= 2 * _LEAST_CHANNELS or features >= 2 * _LEAST_FEATURES or not odd + lacking:
+        return _plain(x, kernel, window)
+
+    def on_cpu(x: Array, kernel: Array) -> Array:
+        wide = jnp.pad(kernel, ((0, 0), (0, 0), (0, odd), (0, lacking)))
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, odd)))
+        return _plain(x, wide, window)[..., :features]
+
+    return lax.platform_dependent(
+        x, kernel, cpu=on_cpu, default=lambda x, kernel: _plain(x, kernel, window)
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

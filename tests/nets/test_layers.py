@@ -1,5 +1,7 @@
 """The layers equal Flax's in value, gradient and gradient of gradient, in and out of loops."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,24 @@ def test_equals_flax_where_a_kernel_s_gradient_is_taken_tap_by_tap(
     products = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
     assert products >= 16, "no tap by itself"
     assert_equal_layers(mine, theirs, params, x)
+
+
+@pytest.mark.parametrize(
+    "channels, features, wide",
+    [(1, 16, (1, 32)), (3, 16, (4, 32)), (5, 40, (8, 40)), (3, 64, (3, 64)), (8, 4, (8, 4))],
+)
+def test_a_thin_convolution_is_widened_by_zeros(channels, features, wide, key):
+    """Equal to XLA's own; what is compiled for a CPU has the channels that are fast there."""
+    x = jax.random.normal(key, (2, 6, 5, channels))
+    kernel = jax.random.normal(key, (3, 3, channels, features))
+    run = jax.jit(lambda x, kernel: layers.conv(x, kernel, (2, 2)))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    want = lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=numbers)
+    np.testing.assert_allclose(run(x, kernel), want, atol=1e-5)
+    kernels = re.findall(
+        r"convolution.*?tensor<3x3x(\d+)x(\d+)xf32>", run.lower(x, kernel).as_text()
+    )
+    assert tuple(map(int, kernels[0])) == wide
 
 
 def penalty(module, params, x):
