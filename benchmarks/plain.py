@@ -91,46 +91,70 @@ def layers() -> Iterator[None]:
         yield
 
 
+class _Layer(nn.Module):
+    """One layer with Flax's own attention and its cache."""
+
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
+        dim = x.shape[-1]
+        attend = nn.MultiHeadDotProductAttention(
+            self.num_heads, use_bias=False, decode=True, name="attention"
+        )
+        x = x + attend(_norm("attention_norm")(x))
+        h = nn.Dense(4 * dim, use_bias=False, name="mlp_in")(_norm("mlp_norm")(x))
+        return x + nn.Dense(dim, use_bias=False, name="mlp_out")(nn.gelu(h)), None
+
+
+def _norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(1e-5, use_bias=False, name=name)
+
+
 class Decoder(nn.Module):
-    """The language model with Flax's own attention and its cache, a layer by another."""
+    """The language model in Flax's layers, one by another or as one that is scanned."""
 
     num_layers: int
     num_heads: int
+    scanned: bool
 
     @nn.compact
     def __call__(self, tokens: jax.Array, position: jax.Array, table: Any) -> jax.Array:
         """Logits of the next token, of [n, t]; `table` holds both embeddings."""
-        norm = lambda name: nn.LayerNorm(1e-5, use_bias=False, name=name)  # noqa: E731
         x = table["tokens"][tokens] + table["positions"][position]
-        dim = x.shape[-1]
-        for i in range(self.num_layers):
-            h = norm(f"attention_norm_{i}")(x)
-            attend = nn.MultiHeadDotProductAttention(
-                self.num_heads, use_bias=False, decode=True, name=f"attention_{i}"
-            )
-            x = x + attend(h)
-            h = nn.Dense(4 * dim, use_bias=False, name=f"mlp_in_{i}")(norm(f"mlp_norm_{i}")(x))
-            x = x + nn.Dense(dim, use_bias=False, name=f"mlp_out_{i}")(nn.gelu(h))
-        return norm("norm")(x) @ table["tokens"].T
+        if self.scanned:
+            axes: dict[Any, Any] = {"params": 0, "cache": 0}
+            keys: dict[Any, bool] = {"params": True}
+            stack = nn.scan(_Layer, variable_axes=axes, split_rngs=keys, length=self.num_layers)
+            x, _ = stack(self.num_heads, name="layers")(x, None)
+        else:
+            for i in range(self.num_layers):
+                x, _ = _Layer(self.num_heads, name=f"layer_{i}")(x)
+        return _norm("norm")(x) @ table["tokens"].T
 
 
-def decoder(params: Any, num_heads: int, rows: int, length: int) -> Callable[[Any], jax.Array]:
+def decoder(
+    params: Any, num_heads: int, rows: int, length: int, scanned: bool = False
+) -> Callable[[Any], jax.Array]:
     """`start [n] -> the likeliest tokens [n, length]`, genaug's weights in `Decoder`, in a scan."""
-    count = sum(name.startswith("layer_") for name in params)
+    names = [name for name in params if name.startswith("layer_")]
     table = {name: params[name]["embedding"] for name in ("tokens", "positions")}
     dim = table["tokens"].shape[1]
-    split = (dim, num_heads, dim // num_heads)
-    own: dict[str, Any] = {"norm": params["norm"]}
-    for i in range(count):
-        layer = params[f"layer_{i}"]
+
+    def of_flax(layer: Any) -> dict[str, Any]:
         by_head = layer["qkv"]["kernel"].reshape(dim, num_heads, 3, -1)
-        own[f"attention_{i}"] = {
-            **{n: {"kernel": by_head[:, :, j]} for j, n in enumerate(("query", "key", "value"))},
-            "out": {"kernel": layer["out"]["kernel"].reshape(*split[1:], dim)},
-        }  # fmt: skip
-        for name in ("attention_norm", "mlp_norm", "mlp_in", "mlp_out"):
-            own[f"{name}_{i}"] = layer[name]
-    net = Decoder(count, num_heads)
+        attention: dict[str, Any] = {
+            name: {"kernel": by_head[:, :, j]} for j, name in enumerate(("query", "key", "value"))
+        }
+        attention["out"] = {"kernel": layer["out"]["kernel"].reshape(num_heads, -1, dim)}
+        same = ("attention_norm", "mlp_norm", "mlp_in", "mlp_out")
+        return {"attention": attention, **{name: layer[name] for name in same}}
+
+    layers = {name: of_flax(params[name]) for name in names}
+    if scanned:
+        layers = {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers.values())}
+    own = {"norm": params["norm"], **layers}
+    net = Decoder(len(names), num_heads, scanned)
     whole = jnp.zeros((rows, length - 1), jnp.int32)
     shapes = jax.eval_shape(net.init, jax.random.key(0), whole, 0, table)["cache"]
     empty = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)

@@ -47,6 +47,17 @@ class Arm(NamedTuple):
     torch: bool = False
 
 
+def quickest(calls: Sequence[Callable[[], object]], rounds: int = 4) -> int:
+    """Which of some calls is the fastest, by the best of a few rounds."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, times in zip(calls, seconds, strict=True):
+            began = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - began)
+    return min(range(len(calls)), key=lambda i: min(seconds[i]))
+
+
 def left_out() -> Made:
     """In the place of an arm's `make`: it takes longer to get ready than a quick run has."""
     raise LeftOut("minutes to compile; in the full run alone")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import plain
-from benchmarks.race import Arm, Made, Race, left_out
+from benchmarks.race import Arm, Made, Race, left_out, quickest
 from genaug import flops, hlo, layouts, parallel
 from genaug.devices import Mesh, make_mesh
 from genaug.types import Batch, GenerativeModel
@@ -75,13 +75,7 @@ class Updates:
 def fastest(model: GenerativeModel, stack: Any, calls: int) -> Updates:
     """On one device or one per core (`--mesh.data`), whichever is faster: PyTorch chooses too."""
     found = [Updates(model, stack, n, calls) for n in sorted({1, jax.device_count()})]
-    seconds: list[list[float]] = [[] for _ in found]
-    for _ in range(4):
-        for one, times in zip(found, seconds, strict=True):
-            began = time.perf_counter()
-            one()
-            times.append(time.perf_counter() - began)
-    return found[int(np.argmin([min(times) for times in seconds]))]
+    return found[quickest(found)]
 
 
 def race(
