@@ -114,9 +114,9 @@ def first_update(name: str) -> float:
 
     began = time.perf_counter()
     families: dict[str, Any] = {
-        "CVAE, 400-200 hidden units": lambda: (CVAE().make(IMAGES), images(2, BATCH)),
-        "DDPM U-Net 28x28": lambda: (DDPM(net=UNET).make(IMAGES), images(2, BATCH)),
-        "LM 4 layers of 128": lambda: (lm_config(128).make(text_spec(65)), texts(2, 12, 65)),
+        "CVAE, 400-200 hidden units": lambda: (CVAE().make(IMAGES), images(1, 128)),
+        "DDPM U-Net 28x28": lambda: (DDPM(net=UNET).make(IMAGES), images(1, 16)),
+        "LM 4 layers of 128": lambda: (lm_config(128).make(text_spec(65)), texts(1, 12, 65)),
     }
     model, stack = families[name]()
     mesh = make_mesh(Mesh())
