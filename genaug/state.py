@@ -133,6 +133,13 @@ def _kept(inner: optax.GradientTransformation) -> optax.GradientTransformationEx
 ADAM_EPSILON = 1e-8  # Kingma & Ba 2015, algorithm 1
 
 
+def _apart(tree: Any) -> Any:
+    """On a CPU, arrays that XLA shares with nothing else; elsewhere `tree`."""
+    return jax.lax.platform_dependent(
+        tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree
+    )
+
+
 def _scale_by_adam(b1: float, b2: float) -> optax.GradientTransformationExtraArgs:
     """Optax's, but that the direction is of the moments that are kept.
 
@@ -143,12 +150,8 @@ def _scale_by_adam(b1: float, b2: float) -> optax.GradientTransformationExtraArg
     def update(
         grads: Params, state: Any, params: Params | None = None, *, keep: Keep = _always
     ) -> tuple[Params, Any]:
-        # On a CPU XLA would compute them again where they are read, from copies of the old ones.
-        kept = jax.lax.platform_dependent(
-            adam.update(grads, state, params, keep=keep)[1],
-            cpu=jax.lax.optimization_barrier,
-            default=lambda kept: kept,
-        )
+        # XLA would compute them again where they are read, from copies of the old ones.
+        kept = _apart(adam.update(grads, state, params, keep=keep)[1])
         mean = optax.tree.bias_correction(kept.mu, b1, state.count + 1)
         square = optax.tree.bias_correction(kept.nu, b2, state.count + 1)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + ADAM_EPSILON), mean, square), kept
@@ -324,7 +327,9 @@ def from_loss(
             return loss({**used, "params": params}, rows, key)
 
         (value, (metrics, statistics)), grads = state.grad(of_params)(used["params"], batch)
-        metrics = {"loss": value, **metrics, "grad_norm": optax.tree.norm(grads)}
+        # Of squares that are Adam's too, XLA would write an array before it sums them.
+        norm = optax.tree.norm(_apart(grads))
+        metrics = {"loss": value, **metrics, "grad_norm": norm}
         new = apply_gradients(state, grads, statistics, transformation, ema_decay, metrics)
         return new, metrics
 

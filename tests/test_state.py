@@ -11,6 +11,7 @@ import pytest
 from genaug import hlo, layouts, parallel
 from genaug.devices import Mesh, make_mesh
 from genaug.guard import Guard
+from genaug.hlo_text import parse
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
 from genaug.state import (
@@ -319,3 +320,24 @@ def test_being_able_to_leave_an_update_out_moves_no_more_bytes(optimizer):
         return hlo.measure(program.compile().as_text()).hbm_bytes
 
     assert moved(Guard()) < 1.02 * moved(None)
+
+
+def test_an_update_writes_no_array_that_it_need_not(optimized):
+    """Of each of two large kernels: the gradient, both moments, the kernel and its average."""
+    spec = {"image": jax.ShapeDtypeStruct((28, 28, 1), np.uint8)}
+    model = VAE(net=MLP(hidden=(64,))).make(spec)
+    mesh = make_mesh(Mesh(data=1))
+    template = layouts.abstract(model.init, mesh)
+    images = {"image": jax.ShapeDtypeStruct((4, 32, 28, 28, 1), np.uint8)}
+    program = compiled(model, mesh, Guard()).lower(template, images, jax.random.key(0), 0)
+    found, _ = parse(program.compile().as_text())
+    made = [
+        [
+            one.name
+            for one in computation.instructions.values()
+            if one.opcode in ("fusion", "dot", "copy") and one.arrays[0].bytes == 784 * 64 * 4
+        ]
+        for computation in found.values()
+    ]
+    body = max(made, key=len)
+    assert len(body) == 10, body
