@@ -29,7 +29,7 @@ from genaug.types import UserError
 PLANS = RESULTS.with_name("PLANS.md")
 NAMES = (
     *("gpt2", "folder_dit", "cifar10_ddpm", "cifar10_dcgan", "mnist_ddpm", "mnist_dcgan"),
-    *("mnist_cvae", "mnist_vae", "pydoc_lm"),
+    *("mnist_cvae", "mnist_rare", "mnist_vae", "pydoc_lm"),
 )
 TOPOLOGIES = (
     *("v5e-256", "v5e-64", "v5e-8", "2xv5e-256", "v4-16", "v4-128", "v4-512", "v5p-16"),
@@ -88,7 +88,9 @@ def header(num_rows: int, most: int) -> list[str]:
         f"{os.cpu_count()} cores ({platform.machine()}) by libtpu {_libtpu()}, jax "
         f"{metadata.version('jax')}, at the least effort. Nothing was run on a TPU: the figures "
         "are properties of compiled programs, and a step takes longer than its bound. Each is the "
-        "preset as it is, data parallel; `(of N)`: the chips cannot share the preset's batch of N.",
+        "preset as it is, data parallel; `(of N)`: the chips cannot share the preset's batch of N. "
+        "`mnist_rare_ddpm` and `mnist_rare_quick` train `mnist_ddpm`'s net in its batches; the "
+        "shapes of `image_folder` and `spoken_digits` are those of their data.",
         "",
         "| experiment | machine | batch | peak memory | traffic, GB | collectives | step, at least "
         "| bound by | MFU, at most, % |",
