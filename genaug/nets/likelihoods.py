@@ -7,11 +7,13 @@ Each is a frozen dataclass with `outputs_per_value`, `log_prob(outputs, x) -> [n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 Outputs = Float[Array, "n *d m"]
@@ -35,9 +37,20 @@ def to_bytes(x: Values) -> Images:
     return jnp.round(jnp.clip(x, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
-def _in_rows(outputs: Array, x: Array) -> tuple[Array, Array]:
-    """[n, d, m] and [n, d]: where an axis of one ends them, XLA:CPU takes each value by itself."""
-    return outputs.reshape(len(x), -1, outputs.shape[-1]), x.reshape(len(x), -1)
+def _summed(value: Callable[[Array, Array], Array], outputs: Outputs, x: Images) -> LogProb:
+    """The sum of `value(outputs, x)` over an image.
+
+    On a CPU its values are taken in a row: where an axis of one ends them, XLA:CPU computes each by
+    itself.
+    """
+
+    def total(outputs: Array, x: Array) -> Array:
+        return jnp.sum(value(outputs, x), axis=tuple(range(1, x.ndim)))
+
+    def in_rows(outputs: Array, x: Array) -> Array:
+        return total(outputs.reshape(len(x), -1, outputs.shape[-1]), x.reshape(len(x), -1))
+
+    return lax.platform_dependent(outputs, x, cpu=in_rows, default=total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +65,14 @@ class Bernoulli:
 
     def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
         """Negative cross-entropy, summed over values."""
-        outputs, x = _in_rows(outputs, x)
-        logits, target = outputs[..., 0], to_unit(x)
-        # t log p + (1 - t) log(1 - p), with one logarithm instead of two.
-        softplus = jnp.maximum(logits, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-        return jnp.sum(target * logits - softplus, axis=1)
+
+        def value(outputs: Array, x: Array) -> Array:
+            logits = outputs[..., 0]
+            # t log p + (1 - t) log(1 - p), with one logarithm instead of two.
+            softplus = jnp.maximum(logits, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+            return to_unit(x) * logits - softplus
+
+        return _summed(value, outputs, x)
 
     def mean(self, outputs: Outputs) -> Values:
         """The probability of white."""
@@ -76,9 +92,11 @@ class Gaussian:
 
     def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
         """Log-density per [0, 1]-scaled value, summed over values."""
-        outputs, x = _in_rows(outputs, x)
-        value = jax.scipy.stats.norm.logpdf(to_unit(x), self.mean(outputs), self.scale)
-        return jnp.sum(value, axis=1)
+
+        def value(outputs: Array, x: Array) -> Array:
+            return jax.scipy.stats.norm.logpdf(to_unit(x), self.mean(outputs), self.scale)
+
+        return _summed(value, outputs, x)
 
     def mean(self, outputs: Outputs) -> Values:
         """The centre of the noise."""
@@ -107,23 +125,18 @@ class DiscretizedLogistic:
 
     def log_prob(self, outputs: Outputs, x: Images) -> LogProb:
         """Log-probability of the bytes, summed over values; the end levels take the tails."""
-        outputs, x = _in_rows(outputs, x)
-        mean, log_scale = self._mean_and_log_scale(outputs)
-        centred = 2.0 * to_unit(x) - 1.0 - mean
-        inverse = jnp.exp(-log_scale)
-        upper = inverse * (centred + 1.0 / 255.0)
-        lower = inverse * (centred - 1.0 / 255.0)
-        # log(sigmoid(upper) - sigmoid(lower)) without cancellation in either tail.
-        width = 2.0 / 255.0 * inverse
-        inside = (
-            jax.nn.log_sigmoid(upper) + jax.nn.log_sigmoid(-lower) + jnp.log(-jnp.expm1(-width))
-        )
-        value = jnp.where(
-            x == 0,
-            jax.nn.log_sigmoid(upper),
-            jnp.where(x == 255, jax.nn.log_sigmoid(-lower), inside),
-        )
-        return jnp.sum(value, axis=1)
+
+        def value(outputs: Array, x: Array) -> Array:
+            mean, log_scale = self._mean_and_log_scale(outputs)
+            centred = 2.0 * to_unit(x) - 1.0 - mean
+            inverse = jnp.exp(-log_scale)
+            upper = jax.nn.log_sigmoid(inverse * (centred + 1.0 / 255.0))
+            lower = jax.nn.log_sigmoid(-inverse * (centred - 1.0 / 255.0))
+            # log(sigmoid(u) - sigmoid(l)) without cancellation in either tail.
+            inside = upper + lower + jnp.log(-jnp.expm1(-2.0 / 255.0 * inverse))
+            return jnp.where(x == 0, upper, jnp.where(x == 255, lower, inside))
+
+        return _summed(value, outputs, x)
 
     def mean(self, outputs: Outputs) -> Values:
         """The centre of the logistic."""
