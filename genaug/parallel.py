@@ -367,7 +367,7 @@ def compile_replicas(
     """Independent runs of one function as one program: `(shared, rows) -> rows`.
 
     Every device takes its share of the rows one after another. (Under `vmap` the convolutions of
-    runs with different weights become grouped ones: 2.8 times slower on XLA's CPU backend,
+    runs with different weights become grouped ones: 3 times slower on XLA's CPU backend,
     benchmarks/CHOICES.md.) The number of rows must be a multiple of the number of devices.
     """
 
