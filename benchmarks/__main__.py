@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import history
-from genaug.devices import use_cpu_cores_as_devices
+from genaug.devices import keep_freed_memory, use_cpu_cores_as_devices
 from genaug.types import UserError
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -124,6 +124,7 @@ def main() -> None:
             results = history.read(options.table)
         else:
             use_cpu_cores_as_devices()
+            keep_freed_memory()
             results = measured(options, lambda line: print(line, flush=True))
             print(f"kept: {history.write(options.history, results)}")
     except UserError as error:

@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 
 from genaug import layouts, parallel
-from genaug.devices import Mesh, make_mesh, use_cpu_cores_as_devices
+from genaug.devices import Mesh, keep_freed_memory, make_mesh, use_cpu_cores_as_devices
 from genaug.evaluation import classifier
 from genaug.models.cvae import CVAE
 from genaug.nets import layers
@@ -181,6 +181,7 @@ def main() -> None:
     arguments.add_argument("--write", action="store_true", help="write CHOICES.md")
     write = arguments.parse_args().write
     use_cpu_cores_as_devices()
+    keep_freed_memory()
     pairs = [*convolutions(), replicas(), devices(), warps()]
     lines = [
         "# Choices on a CPU",

@@ -33,7 +33,7 @@ from genaug import config, hlo, layouts, parallel
 from genaug.config import Experiment
 from genaug.data import Data
 from genaug.data.spec import spec_of as data_spec
-from genaug.devices import DeviceMesh, Mesh, make_mesh
+from genaug.devices import DeviceMesh, Mesh, keep_freed_memory, make_mesh
 from genaug.models.transformer_lm import TransformerLM
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
@@ -252,6 +252,7 @@ def main() -> None:
     arguments.add_argument("--only-times", action="store_true", help="the rows of times alone")
     options = arguments.parse_args()
     if options.only_times:
+        keep_freed_memory()  # as `genaug` does
         for row in dispatched():
             print(row, flush=True)
         return

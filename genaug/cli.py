@@ -101,11 +101,12 @@ DISK_REFUSES = {
 def _start(options: argparse.Namespace) -> Console:
     """The devices, before JAX starts; the console."""
     from genaug.compile_cache import NAME, keep_private
-    from genaug.devices import use_cpu_cores_as_devices
+    from genaug.devices import keep_freed_memory, use_cpu_cores_as_devices
     from genaug.logs import make_console
 
     keep_private(os.environ.get(NAME))
     use_cpu_cores_as_devices()
+    keep_freed_memory()
     return make_console(options.quiet)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from genaug.types import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -70,6 +73,19 @@ def use_cpu_cores_as_devices() -> None:
     if not wanted.isdigit() or int(wanted) < 1:
         raise UserError(f"GENAUG_CPU_DEVICES is {wanted!r}; it must be a whole number from 1 up.")
     jax.config.update("jax_num_cpu_devices", int(wanted))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc give freed memory out again, not back to the system; elsewhere nothing happens.
+
+    XLA:CPU asks for the memory of a program's intermediate arrays anew at every call. By itself
+    glibc maps pages for whatever is above 32 MB, and the system fills each with zeros at its first
+    use. At most 2 GiB are kept at the end of the heap.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def memory_left(mesh: DeviceMesh) -> int | None:

@@ -2,9 +2,13 @@
 
 import ast
 import collections
+import ctypes
 import itertools
 import math
 import re
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -334,3 +338,29 @@ def test_dropout_differs_between_parts_and_between_devices(mesh, parts):
     stack = layouts.split_rows({"x": np.ones((1, 8), np.float32)}, devices, axis=1)
     _, metrics = run(state, stack, jax.random.key(1), 0)
     assert metrics["square"] > metrics["loss"] ** 2 + 1e-3
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_freed_memory_is_given_out_again_without_new_pages(kept):
+    """Pages that the system must fill when 64 MB are taken, given back and taken again."""
+    program = f"""
+import ctypes, resource
+from genaug.devices import keep_freed_memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+if {kept}:
+    keep_freed_memory()
+def use():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    at = ctypes.c_void_p(libc.malloc(ctypes.c_size_t(2**26)))
+    ctypes.memset(at, 1, 2**26)
+    libc.free(at)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+use()
+print(use())
+"""
+    if not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+        pytest.skip("another allocator than glibc's")
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    faults, pages = int(run.stdout), 2**26 // resource.getpagesize()
+    assert faults < pages / 100 if kept else faults > pages / 2, faults
