@@ -23,7 +23,7 @@ import numpy as np
 
 from genaug import layouts, parallel, runs
 from genaug.bundle import load_sampler
-from genaug.devices import Mesh, make_mesh
+from genaug.devices import Mesh, give_back_freed_memory, make_mesh
 from genaug.files import write_json
 from genaug.table import aligned
 from genaug.types import CondField, LabelSpec, Spec, UserError
@@ -99,6 +99,7 @@ def _units(rows: Mapping[str, Any], size: int) -> float:
 
 def reset_peak() -> None:
     """Forget the most memory that this process has held. Linux can; elsewhere it is that so far."""
+    give_back_freed_memory()  # of a size before
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -88,6 +88,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def give_back_freed_memory() -> None:
+    """What `keep_freed_memory` keeps, to the system: what is held then is what is used."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def memory_left(mesh: DeviceMesh) -> int | None:
     """Bytes that a device of this process may still take; None where nothing says.
 
