@@ -140,6 +140,12 @@ def _apart(tree: Any) -> Any:
     )
 
 
+def gradient_norm(grads: Params) -> Float[Array, ""]:
+    """The Euclidean norm over all arrays, as a metric."""
+    # Of squares that are Adam's too, XLA would write an array before it sums them.
+    return optax.tree.norm(_apart(grads))
+
+
 def _scale_by_adam(b1: float, b2: float) -> optax.GradientTransformationExtraArgs:
     """Optax's, but that the direction is of the moments that are kept.
 
@@ -327,9 +333,7 @@ def from_loss(
             return loss({**used, "params": params}, rows, key)
 
         (value, (metrics, statistics)), grads = state.grad(of_params)(used["params"], batch)
-        # Of squares that are Adam's too, XLA would write an array before it sums them.
-        norm = optax.tree.norm(_apart(grads))
-        metrics = {"loss": value, **metrics, "grad_norm": norm}
+        metrics = {"loss": value, **metrics, "grad_norm": gradient_norm(grads)}
         new = apply_gradients(state, grads, statistics, transformation, ema_decay, metrics)
         return new, metrics
 

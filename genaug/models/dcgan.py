@@ -30,7 +30,16 @@ from genaug.models.vae import check_latent_dim
 from genaug.nets import dcgan as nets
 from genaug.nets.adversarial import Loss, NonSaturating, gradient_penalty
 from genaug.nets.likelihoods import to_bytes, to_net
-from genaug.state import Adam, NetworkState, Optimizer, Params, Variables, apply_gradients, create
+from genaug.state import (
+    Adam,
+    NetworkState,
+    Optimizer,
+    Params,
+    Variables,
+    apply_gradients,
+    create,
+    gradient_norm,
+)
 from genaug.transforms import diffaugment
 from genaug.transforms.diffaugment import DiffAugment
 from genaug.types import (
@@ -266,7 +275,7 @@ def discriminator_update(
         return value, ({"d_loss": value, **metrics}, statistics)
 
     (_, (metrics, statistics)), grads = state.grad(loss)(variables["params"], part)
-    metrics = {**metrics, "d_grad_norm": optax.tree.norm(grads)}
+    metrics = {**metrics, "d_grad_norm": gradient_norm(grads)}
     return apply_gradients(state, grads, statistics, bound.d_optimizer, 0.0), metrics
 
 
@@ -283,7 +292,7 @@ def generator_update(
         return config.loss.g_loss(bound.judge(params_d, seen, rows.label)), None
 
     (value, _), grads = state.grad(loss)(state.used["params"], part)
-    metrics = {"g_loss": value, "g_grad_norm": optax.tree.norm(grads)}
+    metrics = {"g_loss": value, "g_grad_norm": gradient_norm(grads)}
     return apply_gradients(state, grads, {}, bound.g_optimizer, config.ema_decay), metrics
 
 

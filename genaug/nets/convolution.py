@@ -22,8 +22,8 @@ from jaxtyping import Array, Float
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # With fewer channels than this a matrix product per tap of a kernel is too thin to be fast.
 _FEW_CHANNELS = 16
-# Below these XLA:CPU leaves its fast kernels for slower ones, unless features and channels are
-# multiples of those.
+# Of fewer than twice these, XLA:CPU's fast kernels want a multiple of the channels (or one channel)
+# and at least the features.
 _LEAST_CHANNELS, _LEAST_FEATURES = 4, 32
 
 
