@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks import evaluation_rows as of
 from benchmarks import kept
 from benchmarks.pairs import HEAD, NOT_MEASURED, RULE, Row, run, without
-from genaug.devices import use_cpu_cores_as_devices
+from genaug.devices import keep_freed_memory, use_cpu_cores_as_devices
 
 RESULTS = Path(__file__).with_name("EVALUATION.md")
 KEPT = RESULTS.with_suffix(".json")
@@ -153,6 +153,7 @@ def main() -> None:
     if options.write and (options.quick or pairs < PAIRS):
         arguments.error(f"--write takes full sizes and {PAIRS} pairs or more")
     use_cpu_cores_as_devices()
+    keep_freed_memory()  # as `genaug` does
     told = "".join(f" --only {name}" for name in options.only or ())
     about = kept.origin(
         f"python -m benchmarks.evaluation{' --quick' * options.quick}{told} --pairs {pairs}",

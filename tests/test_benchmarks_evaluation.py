@@ -139,6 +139,7 @@ def run_benchmark(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation, "RESULTS", tmp_path / "EVALUATION.md")
     monkeypatch.setattr(evaluation, "KEPT", tmp_path / "evaluation.json")
     monkeypatch.setattr(evaluation, "use_cpu_cores_as_devices", lambda: None)
+    monkeypatch.setattr(evaluation, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(evaluation, "memory", lambda quick: "Memory: 1 GiB.")
 
     def call(measured, *arguments):
