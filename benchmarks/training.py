@@ -127,7 +127,7 @@ def _ddpm(rows: int, quick: bool) -> Race:
             arms.insert(0, Arm("diffusers, UNet2DModel", made, torch=True))
         return arms
 
-    stack = images(2, rows)
+    stack = images(10, rows)
     return race(config.make(IMAGES), stack, Twin(make, noise), compiled=not quick,
                 against_flax=True, scanned=not quick and rows == 16,
                 libraries=libraries)  # fmt: skip
@@ -214,18 +214,18 @@ def cases(quick: bool) -> list[Case]:
              {"PyTorch": 1.0}, lambda: _autoencoder(CVAE(), 20, 128, 1)),
         case("dcgan-64", "DCGAN 28x28, both updates, batch 64", "examples",
              {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(64)),
-        case("unet-16", "DDPM U-Net 28x28, batch 16", "examples",
+        case("unet-16", "DDPM U-Net 28x28, batch 16, 10 steps a call", "examples",
              {**unet, f"{flax} in a scan": 30.0}, lambda: _ddpm(16, quick)),
-        case("lm-128", "LM 4 layers of 128, 12 rows of 64", "tokens",
+        case("lm-128", "LM 4 layers of 128, 12 rows of 64, 10 steps a call", "tokens",
              {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(128, 64, 12, 10, True)),
-        case("lm-256", "LM 4 layers of 256, 16 rows of 128", "tokens",
-             {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(256, 128, 16, 2, not quick)),
+        case("lm-256", "LM 4 layers of 256, 16 rows of 128, 10 steps a call", "tokens",
+             {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(256, 128, 16, 10, not quick)),
     ]  # fmt: skip
     if not quick:
         found += [
             case("dcgan-32", "DCGAN 28x28, both updates, batch 32", "examples",
                  {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(32)),
-            case("unet-64", "DDPM U-Net 28x28, batch 64", "examples",
+            case("unet-64", "DDPM U-Net 28x28, batch 64, 10 steps a call", "examples",
                  unet, lambda: _ddpm(64, False)),
         ]  # fmt: skip
     return found
