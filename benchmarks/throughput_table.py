@@ -198,9 +198,11 @@ def _rest(results: Mapping[str, Any]) -> Iterator[str]:
     if found := results.get("starts"):
         yield "## Time to the first update, s"
         yield ""
-        head = ("what", "cold", "with the cache of compiled programs", "whole process, cold",
-                "whole process, cached")  # fmt: skip
-        names = ("cold_s", "warm_s", "cold_process_s", "warm_process_s")
+        head = ("what", "cold", "with the cache of compiled programs",
+                "of that, tracing by JAX", "of that, reading the programs",
+                "whole process, cold", "whole process, cached")  # fmt: skip
+        names = ("cold_s", "warm_s", "warm_traced_s", "warm_read_s", "cold_process_s",
+                 "warm_process_s")  # fmt: skip
         rows = [(one["title"], *(f"{one[name]:.1f}" for name in names)) for one in found]
         yield from table(head, rows)
     for one in results.get("profiles", ()):

@@ -207,7 +207,7 @@ def _in_blocks(
     mesh: DeviceMesh | None,
     block: int | None,
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A network of images of `side` pixels over the devices, as one program for blocks of one size."""
+    """A network of images of `side` pixels over the devices, as one program for equal blocks."""
     mesh = make_mesh(Mesh()) if mesh is None else mesh
     each = max(1, min(_BLOCK, _CPU_PIXELS // side**2)) if mesh.platform == "cpu" else _BLOCK
     wanted = each * mesh.size if block is None else block
