@@ -36,7 +36,8 @@ EXPLANATION = (
     "Difference: of the results, largest; relative, but for prdc's and SDMetrics' scores. Ratio: "
     "of times of interleaved pairs ({pairs} or more, unless the remarks say fewer), median (min to "
     "max); above 1, ours is faster. Compilation and preparing inputs are not in it; seconds are "
-    "medians. Wanted: at least."
+    "medians. Wanted: at least. Both run in one process that keeps freed memory, as `genaug` does "
+    "and no peer: they gain by it as well, PyTorch's networks most."
 )
 PACKAGES = (
     *("jax", "numpy", "scipy", "scikit-learn", "pandas", "torch"),

@@ -13,6 +13,7 @@ import scipy.linalg
 
 from benchmarks import peers
 from benchmarks.exact import exact_frechet
+from benchmarks.machine import fastest, limits
 from benchmarks.pairs import Agreement, Comparison, relative
 from genaug import evaluation
 from genaug.evaluation import efficientnet, features, inception, resizing
@@ -121,6 +122,28 @@ def frechet_features(quick: bool) -> tuple[np.ndarray, np.ndarray]:
     return like_a_networks(n, d, 1), like_a_networks(n, d, 2)
 
 
+def at_best(operations: float, dtype: type[np.floating]) -> str:
+    """What operations would take at the speed of matrix products, of which a method is made."""
+    side = 2_048
+    square = np.ones((side, side), dtype, order="F")
+    multiply = scipy.linalg.get_blas_funcs("gemm", (square,))
+    rate = 2 * side**3 / fastest(lambda: multiply(1.0, square, square), 4)
+    if dtype is np.float32:
+        rate = max(rate, limits()["flops"])
+    return (
+        f"its {operations / 1e9:.3g} GFLOP alone take {operations / rate:.2g} s at the "
+        f"{rate / 1e9:,.0f} GFLOP/s of matrix products of {np.dtype(dtype)} here"
+    )
+
+
+def of_moments(d: int) -> str:
+    """The remark on a distance from moments: a Cholesky factor, a congruence, a tridiagonal form.
+
+    Golub & Van Loan 2013, 4.2.5 and 8.3.1: d^3 / 3, d^3 and 4 d^3 / 3 operations.
+    """
+    return at_best(8 / 3 * d**3, np.float64)
+
+
 def close(got: Any, want: Any) -> Agreement:
     """The relative difference."""
     return Agreement(relative(got, want))
@@ -141,7 +164,9 @@ def by_eigenvalues(from_moments: bool, quick: bool) -> Comparison:
         return module.fid_statistics_to_metric(*pair, False)[module.KEY_METRIC_FID]
 
     if from_moments:
-        return Comparison(lambda: evaluation.frechet_from_moments(a, b), peer, close)
+        return Comparison(
+            lambda: evaluation.frechet_from_moments(a, b), peer, close, of_moments(x.shape[1])
+        )
     return Comparison(lambda: evaluation.frechet_distance(x, y), peer, close, "its means: float32")
 
 
@@ -159,7 +184,9 @@ def by_root(from_moments: bool, quick: bool) -> Comparison:
         return module.calculate_frechet_distance(mean_x, cov_x, mean_y, cov_y)
 
     if from_moments:
-        return Comparison(lambda: evaluation.frechet_from_moments(a, b), peer, close)
+        return Comparison(
+            lambda: evaluation.frechet_from_moments(a, b), peer, close, of_moments(x.shape[1])
+        )
     return Comparison(lambda: evaluation.frechet_distance(x, y), peer, close, "its means: float32")
 
 
@@ -197,6 +224,7 @@ def manifold(quick: bool) -> Comparison:
         lambda: evaluation.manifold_scores(x, y, 5),
         lambda: module.compute_prdc(x, y, nearest_k=5),
         compare,
+        at_best(6 * n**2 * d, np.float32),
     )
 
 

@@ -53,7 +53,8 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(a.get(name) == b.get(name) for name in names)
 
 
-def _fastest(call: Callable[[], object], repeats: int) -> float:
+def fastest(call: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of some calls, after one that is not timed."""
     call()
     seconds = []
     for _ in range(repeats):
@@ -78,18 +79,18 @@ def limits(side: int = 2048, repeats: int = 8) -> dict[str, float]:
     square = np.ones((side, side), np.float32)
     work = 2.0 * side**3
     flops = [
-        mesh.size * work / _fastest(lambda: _block(product(0.0, key, squares)), repeats),
-        work / _fastest(lambda: square @ square, repeats),
+        mesh.size * work / fastest(lambda: _block(product(0.0, key, squares)), repeats),
+        work / fastest(lambda: square @ square, repeats),
     ]
-    bandwidth = [mesh.size * 8.0 * count / _fastest(lambda: _block(copy(0.0, key, wide)), repeats)]
+    bandwidth = [mesh.size * 8.0 * count / fastest(lambda: _block(copy(0.0, key, wide)), repeats)]
     try:
         import torch
     except ImportError:
         return {"flops": max(flops), "bandwidth": max(bandwidth)}
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     x, y, z = torch.ones(side, side), torch.ones(2 * count), torch.ones(2 * count)
-    flops.append(work / _fastest(lambda: x @ x, repeats))
-    bandwidth.append(16.0 * count / _fastest(lambda: z.copy_(y), repeats))
+    flops.append(work / fastest(lambda: x @ x, repeats))
+    bandwidth.append(16.0 * count / fastest(lambda: z.copy_(y), repeats))
     return {"flops": max(flops), "bandwidth": max(bandwidth)}
 
 
