@@ -120,12 +120,12 @@ def data_parallel(name: str) -> str:
     return f"| {name} | {size / 1e6:.2f} | {' | '.join(cells)} |"
 
 
-def fully_sharded(name: str) -> str:
+def fully_sharded(name: str, min_split: int) -> str:
     """A row: a device's share of the state, times the number of devices, over the whole."""
     model = experiment(name).model.make(spec_of(name))
     cells = []
     for count in COUNTS:
-        mesh = make_mesh(Mesh(data=1, fsdp=count))
+        mesh = make_mesh(Mesh(data=1, fsdp=count, min_split=min_split))
         template = layouts.abstract(model.init, mesh)
         kept = layouts.share_bytes(template)
         cells.append(f"{kept * count / bytes_of(template):.3f}")
@@ -204,6 +204,7 @@ def dispatched() -> Iterator[str]:
 
 
 FAMILIES = ("mnist_vae", "mnist_cvae", "mnist_dcgan", "mnist_ddpm", "pydoc_lm")
+SHARDED = (*FAMILIES, "cifar10_dcgan", "cifar10_ddpm", "gpt2", "folder_dit")
 
 
 def programs() -> Iterator[str]:
@@ -225,9 +226,17 @@ def programs() -> Iterator[str]:
         "",
         f"| experiment | state, MB | {' | '.join(map(str, COUNTS))} devices |",
         f"|---|---|{'---|' * len(COUNTS)}",
-        *map(fully_sharded, (*FAMILIES, "cifar10_dcgan", "cifar10_ddpm", "gpt2")),
+        *(fully_sharded(name, Mesh().min_split) for name in SHARDED),
         "",
-        "An array of which the devices divide no axis is kept whole: so are most of a small net's.",
+        f"Arrays of fewer than {Mesh().min_split:,} elements are kept whole (`--mesh.min-split`), "
+        "and show in a small net's share on many devices. With `--mesh.min-split 1`:",
+        "",
+        f"| experiment | state, MB | {' | '.join(map(str, COUNTS))} devices |",
+        f"|---|---|{'---|' * len(COUNTS)}",
+        *(fully_sharded(name, 1) for name in SHARDED),
+        "",
+        "What is left are statistics of batches, and arrays whose lengths lack some of the factors "
+        "of the number of devices.",
         "",
         "## Tensor parallel on 4 x 2 devices: what a layer of pydoc_lm sends, an update",
         "",

@@ -18,9 +18,8 @@ from genaug.types import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
-"""The axes that the rows of a batch are split over."""
+Shape = tuple[int, int, int]
+"""How many devices along data, fsdp and tensor."""
 
 Rule = tuple[str, int]
 """A regular expression searched for in an array's path, and the axis of it that is split."""
@@ -46,15 +45,36 @@ class Mesh:
 
 
 class DeviceMesh(NamedTuple):
-    """The devices that share the work, and how; the rest of the house hands it on."""
+    """The devices that share the work, and how; the rest of the house hands it on.
+
+    Its axes are "data", "tensor" and, between them, one for every prime factor of fsdp ("fsdp",
+    "fsdp_1", ...): along those an array can be split over several of its own.
+    """
 
     devices: jax.sharding.Mesh
     config: Mesh
 
     @property
+    def fsdp(self) -> tuple[str, ...]:
+        """The axes that the arrays of a state are split over."""
+        return self.devices.axis_names[1:-1]
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The axes that the rows of a batch are split over."""
+        return self.devices.axis_names[:-1]
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """How many devices lie along data, fsdp and tensor."""
+        counts = self.devices.shape
+        fsdp = math.prod(counts[axis] for axis in self.fsdp)
+        return {"data": counts["data"], "fsdp": fsdp, "tensor": counts["tensor"]}
+
+    @property
     def size(self) -> int:
         """Over how many groups of devices the rows of a batch are split."""
-        return math.prod(self.devices.shape[axis] for axis in ROWS)
+        return math.prod(self.devices.shape[axis] for axis in self.rows)
 
     @property
     def platform(self) -> str:
@@ -151,9 +171,7 @@ def mesh_elsewhere(config: Mesh, name: str, libtpu: tuple[str, dict[str, Any]]) 
     return _arranged(found, _shape(config, len(found), name), config, name)
 
 
-def _arranged(
-    found: list[jax.Device], shape: tuple[int, int, int], config: Mesh, name: str
-) -> DeviceMesh:
+def _arranged(found: list[jax.Device], shape: Shape, config: Mesh, name: str) -> DeviceMesh:
     """Devices in the order that suits their network: neighbours along the inner axes.
 
     pmap has an order of its own. Slices of TPUs, joined by a slower network, lie along "data".
@@ -175,10 +193,28 @@ def _arranged(
 
 
 def _device_mesh(devices: np.ndarray, config: Mesh) -> DeviceMesh:
-    return DeviceMesh(jax.sharding.Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3), config)
+    """The mesh of devices [data, fsdp, tensor], with an axis for every prime factor of fsdp."""
+    data, fsdp, tensor = devices.shape
+    factors = _prime_factors(fsdp) or [1]
+    names = ("fsdp", *(f"fsdp_{i}" for i in range(1, len(factors))))
+    axes = ("data", *names, "tensor")
+    parted = devices.reshape(data, *factors, tensor)
+    types = (AxisType.Auto,) * len(axes)
+    return DeviceMesh(jax.sharding.Mesh(parted, axes, axis_types=types), config)
 
 
-def _shape(config: Mesh, available: int, machine: str) -> tuple[int, int, int]:
+def _prime_factors(number: int) -> list[int]:
+    """Largest first; none of 1."""
+    found, factor = [], 2
+    while number > 1:
+        while number % factor == 0:
+            found.append(factor)
+            number //= factor
+        factor += 1
+    return found[::-1]
+
+
+def _shape(config: Mesh, available: int, machine: str) -> Shape:
     for name, count in (("fsdp", config.fsdp), ("tensor", config.tensor)):
         if count < 1:
             raise UserError(f"mesh.{name} is {count}; it must be at least 1.")

@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
-from genaug.devices import ROWS, DeviceMesh, Mesh
+from genaug.devices import DeviceMesh, Mesh
 from genaug.types import State, UserError, Weights
 
 
@@ -33,7 +34,7 @@ def whole(mesh: DeviceMesh) -> NamedSharding:
 
 def split(mesh: DeviceMesh, axis: int = 0) -> NamedSharding:
     """Rows, along this axis, split over the devices."""
-    return NamedSharding(mesh.devices, PartitionSpec(*[None] * axis, ROWS))
+    return NamedSharding(mesh.devices, PartitionSpec(*[None] * axis, mesh.rows))
 
 
 def _name(path: Any) -> str:
@@ -61,20 +62,68 @@ def in_use(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
 
 
 def kept(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
-    """Where an array of a state is kept: as in use, and split along its largest axis left.
+    """Where an array of a state is kept: as in use, and split over "fsdp" along the axes left.
 
-    "fsdp" must divide that axis. An array that is small, or has none, is kept as it is used, and so
-    is what is no parameter, average or optimiser's: a network's statistics.
+    Along the largest that all its devices divide; where they divide none, along several, each
+    prime factor of their number along the axis that it leaves the largest pieces of, and not along
+    any where it divides none. A small array is kept as it is used, and so is what is no parameter,
+    average or optimiser's: a network's statistics.
     """
-    parts, sharding = mesh.config.fsdp, in_use(mesh, path, leaf)
-    if is_statistic(path):
+    return in_use(mesh, path, leaf) if is_statistic(path) else _split(mesh, path, leaf)
+
+
+def gathered_for_use(tree: Any, mesh: DeviceMesh) -> Any:
+    """Within a program: parameters that lie as `kept` says, as `in_use` does.
+
+    What is split along several axes comes together along one after another, and that is said out
+    loud: XLA for TPUs would otherwise sum copies filled up with zeros, which sends twice as much.
+    """
+
+    def one(path: Any, leaf: jax.Array) -> jax.Array:
+        spec, whole = list(_split(mesh, path, leaf).spec), in_use(mesh, path, leaf)
+        split_over = [i for i, name in enumerate(spec) if name != whole.spec[i]]
+        for i in split_over[:0:-1]:
+            spec[i] = None
+            leaf = lax.with_sharding_constraint(
+                leaf, NamedSharding(mesh.devices, PartitionSpec(*spec))
+            )
+        return lax.with_sharding_constraint(leaf, whole)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _split(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
+    """Where a large array is kept, whatever it is."""
+    sharding = in_use(mesh, path, leaf)
+    if mesh.shape["fsdp"] == 1 or math.prod(leaf.shape) < mesh.config.min_split:
         return sharding
-    spec = [*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec))]
-    axes = [i for i, n in enumerate(leaf.shape) if n % parts == 0 and spec[i] is None]
-    if parts == 1 or not axes or math.prod(leaf.shape) < mesh.config.min_split:
-        return sharding
-    spec[max(axes, key=lambda i: leaf.shape[i])] = "fsdp"
+    spec = list(sharding.spec)
+    left = {i: n for i, n in enumerate(leaf.shape) if spec[i] is None}
+    for i, axes in _dealt(left, mesh).items():
+        spec[i] = axes
     return NamedSharding(mesh.devices, PartitionSpec(*spec))
+
+
+def _dealt(lengths: dict[int, int], mesh: DeviceMesh) -> dict[int, tuple[str, ...]]:
+    """Which axes of the mesh's "fsdp" split which axes of an array, given how long those are."""
+    if whole := [i for i, n in lengths.items() if n % mesh.shape["fsdp"] == 0]:
+        return {max(whole, key=lengths.__getitem__): mesh.fsdp}
+    left, ways_of = dict(lengths), mesh.devices.shape
+    factors: dict[int, list[int]] = {}
+    for ways in map(ways_of.__getitem__, mesh.fsdp):
+        if fit := [i for i, n in left.items() if n % ways == 0]:
+            longest = max(fit, key=left.__getitem__)
+            left[longest] //= ways
+            factors.setdefault(longest, []).append(ways)
+    # Devices that share an axis of the array are neighbours, as far as may be.
+    free = list(mesh.fsdp)
+    found: dict[int, tuple[str, ...]] = {}
+    for i in sorted(factors):
+        for ways in factors[i]:
+            axis = next(name for name in free if ways_of[name] == ways)
+            free.remove(axis)
+            found[i] = (*found.get(i, ()), axis)
+    return found
 
 
 def places(place: Callable[..., NamedSharding], tree: Any, mesh: DeviceMesh) -> Any:

@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from genaug import layouts
-from genaug.devices import ROWS, DeviceMesh
+from genaug.devices import DeviceMesh
 from genaug.guard import Guard, Usual, Watched
 from genaug.nets import flash
 from genaug.state import NetworkState, RowsLoss, accumulated, value_and_grad
@@ -166,7 +166,7 @@ def compile_lookup(
 
 def kernels(mesh: DeviceMesh) -> flash.Kernels:
     """How kernels, which XLA does not split, are spread over the mesh."""
-    names = {"rows": ROWS, "heads": "tensor", None: None}
+    names = {"rows": mesh.rows, "heads": "tensor", None: None}
 
     def split(axes: flash.Axes) -> PartitionSpec:
         return PartitionSpec(*(names[axis] for axis in axes))
@@ -213,7 +213,8 @@ def _under_jit(
     kept = jax.tree.map(lambda leaf: leaf.sharding, template)
     if guard and guard.spike_factor is not None:
         kept = Watched(kept, Usual(whole, whole))  # type: ignore[arg-type]
-    tell = partial(_told, in_use=in_use, reduced=reduced, accumulate=accumulate)
+    gather = partial(layouts.gathered_for_use, mesh=mesh)
+    tell = partial(_told, in_use=gather, reduced=reduced, accumulate=accumulate)
     loop = _loop(step, tell, settle, lambda rows: 0, guard)
     return jax.jit(
         _with_kernels(loop, mesh),
@@ -296,8 +297,7 @@ def compile_rows(
     """
 
     def run(weights: Weights, key: jax.Array, rows: Batch) -> Any:
-        used = lax.with_sharding_constraint(weights, layouts.places(layouts.in_use, weights, mesh))
-        return function(used, key, rows)
+        return function(layouts.gathered_for_use(weights, mesh), key, rows)
 
     program = _with_kernels(run, mesh)
     return _of_rows(program, mesh, in_shardings=(None, layouts.whole(mesh), layouts.split(mesh)))
@@ -377,8 +377,8 @@ def compile_replicas(
     mapped = jax.shard_map(
         on_each_device,
         mesh=mesh.devices,
-        in_specs=(PartitionSpec(), PartitionSpec(ROWS)),
-        out_specs=PartitionSpec(ROWS),
+        in_specs=(PartitionSpec(), PartitionSpec(mesh.rows)),
+        out_specs=PartitionSpec(mesh.rows),
         check_vma=False,
     )
     return _of_rows(mapped, mesh)

@@ -92,7 +92,7 @@ def _static(experiment: Experiment, spec: Spec, mesh: DeviceMesh) -> dict[str, A
     row_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in batch.values())
     return {
         "devices": mesh.devices.size,
-        "mesh": dict(mesh.devices.shape),
+        "mesh": mesh.shape,
         "batch_size": experiment.train.batch_size,
         "tokens": max(spec["tokens"].shape[0] - 1, 1) if "tokens" in spec else 0,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(weights)),

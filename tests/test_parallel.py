@@ -30,7 +30,7 @@ PACKAGE = Path(genaug.__file__).parent
 def test_a_mesh_has_the_devices_asked_for(asked, made):
     mesh = make_mesh(Mesh(data=asked))
     assert mesh.size == made
-    assert dict(mesh.devices.shape) == {"data": made, "fsdp": 1, "tensor": 1}
+    assert mesh.shape == {"data": made, "fsdp": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_mesh_has_the_devices_asked_for(asked, made):
 )
 def test_rows_are_split_over_data_and_fsdp(asked, made, rows):
     mesh = make_mesh(asked)
-    assert tuple(mesh.devices.shape.values()) == made
+    assert tuple(mesh.shape.values()) == made
     assert mesh.size == rows
 
 
@@ -157,6 +157,21 @@ def test_large_arrays_are_split_along_their_largest_axis_that_divides():
     held = {name: value.addressable_shards[0].data.shape for name, value in state.items()}
     assert held == {"wide": (4, 16), "tall": (3, 16, 6), "odd": (31, 3), "small": (8, 4), "n": ()}
     assert all(len(value.sharding.device_set) == 8 for value in state.values())
+
+
+def test_where_no_axis_divides_several_share_the_factors():
+    mesh = make_mesh(Mesh(fsdp=8, min_split=64))
+    shapes = {"three": (6, 10, 14), "two": (12, 22), "most": (4, 33), "one": (31, 34)}
+
+    def init(key):
+        drawn = {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
+        return {"params": drawn}
+
+    state = parallel.compile_init(init, mesh)(jax.random.key(0))["params"]
+    held = {name: value.addressable_shards[0].data.shape for name, value in state.items()}
+    assert held == {"three": (3, 5, 7), "two": (3, 11), "most": (1, 33), "one": (31, 17)}
+    for name, value in init(jax.random.key(0))["params"].items():
+        np.testing.assert_array_equal(state[name], value)
 
 
 @pytest.mark.parametrize("fsdp, factor", [(1, 1), (2, 2), (8, 8)])
