@@ -8,7 +8,7 @@ The 79 topics that `help()` knows, 465 kB that ship with Python; the last tenth 
 held out, and scored with what stands before it in its topic as context. The 2,048 tokens are pieces
 of words that the training text gives.
 
-Measured (2 cores of an x86-64 machine with AVX2, beside other work, 8 minutes): 1.557 ± 0.046 bits
+Measured (2 cores of an x86-64 machine, beside other work, 10 minutes): 1.557 ± 0.046 bits
 per byte (s.e. over held-out rows), 1.570 at update 800. A Kneser-Ney byte 5-gram takes 1.850, the
 best 8-gram 1.553 and `xz -9` 2.605, or 1.368 after the training text
 (`python -m benchmarks.text_baselines`). A longer schedule learns the text by heart: 2,800 updates

@@ -68,8 +68,7 @@ class DeviceMesh(NamedTuple):
     def shape(self) -> dict[str, int]:
         """How many devices lie along data, fsdp and tensor."""
         counts = self.devices.shape
-        fsdp = math.prod(counts[axis] for axis in self.fsdp)
-        return {"data": counts["data"], "fsdp": fsdp, "tensor": counts["tensor"]}
+        return {"data": counts["data"], "fsdp": self.config.fsdp, "tensor": counts["tensor"]}
 
     @property
     def size(self) -> int:

@@ -158,7 +158,7 @@ def inside_blocks(
         rows = _with_lengths(centred(raw, shift), layouts.shared_out, mesh)
         sure, unsure = _compared(rows, columns, squares)
         doubted = layouts.gathered(unsure, mesh)[:count]
-        near = np.unravel_index(np.flatnonzero(doubted), doubted.shape)  # flat: 14 times as fast
+        near = np.unravel_index(np.flatnonzero(doubted), doubted.shape)  # flat is faster
         exact = pair_distances(query, reference, near[0] + start, near[1])
         inside = [np.array(layouts.gathered(each, mesh)[:count]) for each in sure]
         for found, ball, radius in zip(inside, balls, radii, strict=True):

@@ -24,7 +24,7 @@ from genaug.sampling import map_blocks
 from genaug.types import DataError, UserError
 
 # Images at a time on each device, and on a CPU no more than have so many pixels: what a network
-# holds of more is memory that glibc maps anew at every call (two thirds more time).
+# holds of more is memory that glibc maps anew at every call.
 _BLOCK, _CPU_PIXELS = 64, 2 * 224**2
 
 
@@ -114,7 +114,7 @@ def inception(
         mesh: the devices to work on; None takes all.
         block: images at a time, rounded up to what the devices divide. It bounds the memory and
             changes no feature by more than float32 rounding. None: on every CPU core that is a
-            device 1 at 299 pixels, 2 at 224, 10 at 96; 64 on others.
+            device 1 at 299 pixels, 2 at 224, 8 at 96; 64 on others.
         expected_sha256_prefix: of the file; with other weights than FID's the features are
             `fd/inception-...`.
 
@@ -209,8 +209,7 @@ def _in_blocks(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A network of images of `side` pixels over the devices, as one program for equal blocks."""
     mesh = make_mesh(Mesh()) if mesh is None else mesh
-    each = max(1, min(_BLOCK, _CPU_PIXELS // side**2)) if mesh.platform == "cpu" else _BLOCK
-    wanted = each * mesh.size if block is None else block
+    wanted = _at_a_time(side, mesh.platform) * mesh.size if block is None else block
     if wanted < 1:
         raise UserError(f"block is {block}: take at least 1 image at a time")
     size = -(-wanted // mesh.size) * mesh.size
@@ -226,6 +225,12 @@ def _in_blocks(
         return map_blocks(lambda rows: program(placed, unused, rows), rows, size)["features"]
 
     return apply
+
+
+def _at_a_time(side: int, platform: str) -> int:
+    """Images of `side` pixels on a device; a power of two, which fills most sets without a rest."""
+    most = min(_BLOCK, _CPU_PIXELS // side**2) if platform == "cpu" else _BLOCK
+    return 1 << max(most.bit_length() - 1, 0)
 
 
 def _provenance(sha256: str, resize: str, side: int) -> dict[str, str]:

@@ -25,6 +25,15 @@ class Small(nn.Module):
         return {"2048": y, "1280": y, "768": 2 * y, "40": 2 * y}
 
 
+@pytest.mark.parametrize(
+    "side, platform, count",
+    [(32, "cpu", 64), (96, "cpu", 8), (224, "cpu", 2), (299, "cpu", 1), (2_000, "cpu", 1),
+     (299, "tpu", 64)],
+)  # fmt: skip
+def test_a_cpu_takes_few_large_images_at_a_time(side, platform, count):
+    assert features._at_a_time(side, platform) == count
+
+
 @pytest.fixture
 def small(monkeypatch):
     """`features` with a small network in the place of both; gives its parameters."""
