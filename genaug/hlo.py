@@ -190,7 +190,8 @@ class _Counter:
     def collect(self, name: str, times: float, home: str, whole: bool) -> None:
         """Note every collective of a computation that runs `times` times.
 
-        An asynchronous one is told in several fusions with one channel.
+        An asynchronous one is told in several fusions with one channel. A sum that is scattered is
+        a fusion of its own, and several that XLA made of one have its channel.
         """
         computation = self.program[name]
         starts = any("AsyncCollectiveStart" in i.rest for i in computation.instructions.values())
@@ -215,7 +216,8 @@ class _Counter:
             elif i.opcode in ("fusion", "call", "async-start") and (
                 called := i.called("calls|to_apply")
             ):
-                self.collect(called, times, home, whole and i.opcode != "fusion")
+                told = i.opcode != "fusion" or "all-reduce-scatter" in called
+                self.collect(called, times, home, whole and told)
 
 
 def _branches(i: Instruction) -> list[str]:

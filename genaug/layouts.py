@@ -69,7 +69,7 @@ def kept(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
     any where it divides none. A small array is kept as it is used, and so is what is no parameter,
     average or optimiser's: a network's statistics.
     """
-    return in_use(mesh, path, leaf) if is_statistic(path) else _split(mesh, path, leaf)
+    return in_use(mesh, path, leaf) if is_statistic(path) else in_shares(mesh, path, leaf)
 
 
 def gathered_for_use(tree: Any, mesh: DeviceMesh) -> Any:
@@ -80,7 +80,7 @@ def gathered_for_use(tree: Any, mesh: DeviceMesh) -> Any:
     """
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:
-        spec, whole = list(_split(mesh, path, leaf).spec), in_use(mesh, path, leaf)
+        spec, whole = list(in_shares(mesh, path, leaf).spec), in_use(mesh, path, leaf)
         split_over = [i for i, name in enumerate(spec) if name != whole.spec[i]]
         for i in split_over[:0:-1]:
             spec[i] = None
@@ -92,8 +92,9 @@ def gathered_for_use(tree: Any, mesh: DeviceMesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def _split(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
-    """Where a large array is kept, whatever it is."""
+def in_shares(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
+    """Where a parameter, an average, a gradient or an array of the optimiser's is kept: as in use,
+    and if it is large, split over "fsdp"."""
     sharding = in_use(mesh, path, leaf)
     if mesh.shape["fsdp"] == 1 or math.prod(leaf.shape) < mesh.config.min_split:
         return sharding
@@ -127,7 +128,7 @@ def _dealt(lengths: dict[int, int], mesh: DeviceMesh) -> dict[int, tuple[str, ..
 
 
 def places(place: Callable[..., NamedSharding], tree: Any, mesh: DeviceMesh) -> Any:
-    """Of every array of a tree, by its path: `in_use` or `kept`."""
+    """Of every array of a tree, by its path: `in_use`, `in_shares` or `kept`."""
     return jax.tree_util.tree_map_with_path(partial(place, mesh), tree)
 
 

@@ -197,12 +197,13 @@ def _under_jit(
 ) -> Any:
     """One program over the global arrays; XLA puts the communication in."""
 
-    def in_use(tree: Any) -> Any:
-        return lax.with_sharding_constraint(tree, layouts.places(layouts.in_use, tree, mesh))
+    def lying(place: Any, tree: Any) -> Any:
+        return lax.with_sharding_constraint(tree, layouts.places(place, tree, mesh))
 
     def reduced(found: Any) -> Any:
-        # Said out loud: XLA would otherwise split activations as gradients are going to be kept.
-        return found[0], in_use(found[1])
+        # Summed whole, said out loud: XLA would else split activations as gradients are kept.
+        # Then each device's share: where XLA can, it sums no more than that on a device.
+        return found[0], lying(layouts.in_shares, lying(layouts.in_use, found[1]))
 
     def settle(state: State, metrics: Metrics) -> tuple[State, Metrics]:
         leaves = zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True)
