@@ -88,7 +88,7 @@ def waits(
 
     def timed(start: int, stop: int) -> Iterator[Any]:
         nonlocal waited
-        source = batches(stream, start, stop)
+        source = batches(stream, start, stop, ahead=per_call)
         while True:
             began = time.perf_counter()
             batch = next(source, None)

@@ -111,7 +111,7 @@ def train(run: Prepared, console: Console, title: str = "train") -> Weights:
 
         state = fit(
             run.model,
-            partial(batches, stream),
+            partial(batches, stream, ahead=config.steps_per_call),
             config,
             key=key["train"],
             mesh=run.mesh,

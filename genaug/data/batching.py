@@ -25,7 +25,7 @@ from genaug.types import UserError
 
 _ENDLESS = 2**62
 # Reading ahead hides the decoding of large sets; for small ones more threads only compete.
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+_THREADS, _AHEAD = 2, 8
 
 
 def pipeline(
@@ -74,10 +74,15 @@ def pipeline(
 
 
 def batches(
-    ds: grain.MapDataset, start: int = 0, stop: int | None = None
+    ds: grain.MapDataset, start: int = 0, stop: int | None = None, *, ahead: int = _AHEAD
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches from start up to, not with, stop, read ahead by threads; exact from any start."""
-    iterator = iter(ds.to_iter_dataset(_READ))
+    """The batches from start up to, not with, stop; exact from any start.
+
+    ahead: how many threads read before they are asked for. A program of K updates asks for K at
+           once, and as many lie ready for it while the last is at work.
+    """
+    read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(ahead, _AHEAD))
+    iterator = iter(ds.to_iter_dataset(read))
     try:
         grain.experimental.set_next_index(iterator, start)
         step = start

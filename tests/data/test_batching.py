@@ -93,6 +93,20 @@ def test_from_disk_as_from_memory(digits, config, train, monkeypatch):
     assert all(same(x, y) for x, y in zip(batches(a, 0, 20), batches(b, 0, 20), strict=True))
 
 
+@pytest.mark.parametrize("ahead", [8, 30])
+def test_as_many_batches_as_asked_are_read_before_they_are_wanted(digits, train, ahead):
+    read = []
+    ds = pipeline(digits, train, batch_size=8, seed=0).map(lambda batch: read.append(0) or batch)
+    stream = batches(ds, ahead=ahead)
+    next(stream)
+    until = time.monotonic() + 20
+    while len(read) < ahead and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    stream.close()
+    assert ahead <= len(read) <= ahead + 4  # one is taken, and each thread holds one
+
+
 def test_stopping_early_leaves_no_thread_behind(digits, train):
     stream = batches(pipeline(digits, train, batch_size=8, seed=0))
     assert len(list(itertools.islice(stream, 5))) == 5
