@@ -23,14 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from benchmarks.subjects import UNET
 from genaug import layouts, parallel
 from genaug.devices import Mesh, keep_freed_memory, make_mesh, use_cpu_cores_as_devices
 from genaug.evaluation import classifier
 from genaug.models.cvae import CVAE
+from genaug.models.ddpm import DDPM
 from genaug.nets import layers
 from genaug.nets.autoencoder import ConvNet
 from genaug.transforms import images as transforms
-from genaug.types import LabelSpec
+from genaug.types import GenerativeModel, LabelSpec
 
 ROUNDS = 7
 CHOICES = Path(__file__).with_name("CHOICES.md")
@@ -124,32 +126,39 @@ def replicas() -> Pair:
     return Pair("six classifiers, mapped over devices; other: `vmap` over seeds", *runs)
 
 
-def devices() -> Pair:
-    """Training steps of a convolutional CVAE with cores as devices, against one device."""
+def devices() -> list[Pair]:
+    """Training steps with cores as devices, as `genaug` has them by itself, against one device."""
     spec = {"image": jax.ShapeDtypeStruct((28, 28, 1), np.uint8), "label": LabelSpec(10)}
-    model = CVAE(net=ConvNet()).make(spec)
+    cases: list[tuple[str, GenerativeModel, int, int]] = [
+        ("diffusion U-Net, 4 steps of 16", DDPM(net=UNET).make(spec), 4, 16),
+        ("convolutional CVAE, 4 steps of 64", CVAE(net=ConvNet()).make(spec), 4, 64),
+        ("perceptron CVAE, 20 steps of 128", CVAE().make(spec), 20, 128),
+    ]
+    pairs = []
+    for title, model, steps, rows in cases:
+        runs = [steps_over(count, model, steps, rows) for count in (jax.device_count(), 1)]
+        agree(runs[0](), runs[1](), 1e-3)
+        pairs.append(Pair(f"{title}, cores as devices; other: one device", *runs))
+    return pairs
+
+
+def steps_over(count: int, model: GenerativeModel, steps: int, rows: int) -> Callable[[], object]:
+    """Steps of training over so many devices; the state goes on from call to call."""
     generator = np.random.default_rng(0)
     # Arrays of the host: that they cross to the devices is part of a call.
     stack: Any = {
-        "image": generator.integers(0, 256, (4, 64, 28, 28, 1), dtype=np.uint8),
-        "label": generator.integers(0, 10, (4, 64)).astype(np.int32),
+        "image": generator.integers(0, 256, (steps, rows, 28, 28, 1), dtype=np.uint8),
+        "label": generator.integers(0, 10, (steps, rows)).astype(np.int32),
     }
+    mesh = make_mesh(Mesh(data=count))
+    holder = [parallel.compile_init(model.init, mesh)(jax.random.key(0))]
+    run = parallel.compile_steps(model.step, mesh, layouts.abstract(model.init, mesh))
 
-    def runner(count: int) -> Callable[[], object]:
-        mesh = make_mesh(Mesh(data=count))
-        state = parallel.compile_init(model.init, mesh)(jax.random.key(0))
-        run = parallel.compile_steps(model.step, mesh, layouts.abstract(model.init, mesh))
-        holder = [state]
+    def call() -> object:
+        holder[0], metrics = run(holder[0], stack, jax.random.key(1), 0)
+        return metrics["loss"]
 
-        def call() -> object:
-            holder[0], metrics = run(holder[0], stack, jax.random.key(1), 0)
-            return metrics["loss"]
-
-        return call
-
-    runs = runner(jax.device_count()), runner(1)
-    agree(runs[0](), runs[1](), 1e-3)
-    return Pair("convolutional CVAE, 4 steps of 64, cores as devices; other: one device", *runs)
+    return call
 
 
 def warps() -> Pair | None:
@@ -182,7 +191,7 @@ def main() -> None:
     write = arguments.parse_args().write
     use_cpu_cores_as_devices()
     keep_freed_memory()
-    pairs = [*convolutions(), replicas(), devices(), warps()]
+    pairs = [*convolutions(), replicas(), *devices(), warps()]
     lines = [
         "# Choices on a CPU",
         "",

@@ -3,7 +3,7 @@
 On a CPU, XLA has fast kernels (YNNPACK's) for a convolution whose operands lie as NHWC and HWIO
 and whose output is no larger than its input, and for a matrix product of matrices that lie as they
 are read. Of the gradients that `lax` derives few are either, and inside a `lax.scan` none: four
-gradient steps then take 30 to 36 times as long (benchmarks/CHOICES.md). So the gradients are
+gradient steps then take about 30 times as long (benchmarks/CHOICES.md). So the gradients are
 written here as such operations, each operand behind `lax.optimization_barrier`, lest XLA fold its
 transpose into what follows. Elsewhere they are XLA's own. Reverse mode only, any order.
 """
