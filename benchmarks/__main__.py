@@ -94,7 +94,7 @@ def measured(options: argparse.Namespace, say: Callable[[str], None]) -> dict[st
     results["profiles"] = [
         {"title": record["title"], "text": _profile(record)}
         for record in results["cases"]
-        if tables.short_of(record)
+        if tables.short_of(record, results["limits"])
     ]
     return results
 

@@ -86,7 +86,8 @@ class Race(NamedTuple):
 class Case(NamedTuple):
     """A race before it is made.
 
-    must: of every peer, the least ratio that is wanted.
+    must:    of every peer, the least ratio that is wanted.
+    of_peak: the least share of the machine's matrix products a second that is wanted of genaug.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Case(NamedTuple):
     unit: str
     must: Mapping[str, float]
     make: Callable[[], Race]
+    of_peak: float = 0.0
 
 
 def run(case: Case, rounds: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def run(case: Case, rounds: int, clock: Callable[[], float] = time.perf_counter)
         "title": case.title,
         "unit": case.unit,
         "must": dict(case.must),
+        "of_peak": case.of_peak,
     }
     with _silent():
         try:

@@ -204,8 +204,10 @@ def cases(quick: bool) -> list[Case]:
     flax = "plain Flax"
     unet = {"PyTorch": 0.8, "diffusers": 1.0, "denoising-diffusion-pytorch": 1.0, flax: 1.7}
 
-    def case(name: str, title: str, unit: str, must: dict[str, float], make: Any) -> Case:
-        return Case(name, PART, title, unit, must, make)
+    def case(
+        name: str, title: str, unit: str, must: dict[str, float], make: Any, of_peak: float = 0.0
+    ) -> Case:
+        return Case(name, PART, title, unit, must, make, of_peak)
 
     found = [
         case("vae-small", "VAE, 64 hidden units, batch 32, 20 steps a call", "examples",
@@ -215,17 +217,17 @@ def cases(quick: bool) -> list[Case]:
         case("dcgan-64", "DCGAN 28x28, both updates, batch 64", "examples",
              {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(64)),
         case("unet-16", "DDPM U-Net 28x28, batch 16, 10 steps a call", "examples",
-             {**unet, f"{flax} in a scan": 30.0}, lambda: _ddpm(16, quick)),
+             {**unet, f"{flax} in a scan": 30.0}, lambda: _ddpm(16, quick), 0.4),
         case("lm-128", "LM 4 layers of 128, 12 rows of 64, 10 steps a call", "tokens",
-             {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(128, 64, 12, 10, True)),
+             {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(128, 64, 12, 10, True), 0.6),
         case("lm-256", "LM 4 layers of 256, 16 rows of 128, 10 steps a call", "tokens",
-             {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(256, 128, 16, 10, not quick)),
+             {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(256, 128, 16, 10, not quick), 0.6),
     ]  # fmt: skip
     if not quick:
         found += [
             case("dcgan-32", "DCGAN 28x28, both updates, batch 32", "examples",
                  {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(32)),
             case("unet-64", "DDPM U-Net 28x28, batch 64, 10 steps a call", "examples",
-                 unet, lambda: _ddpm(64, False)),
+                 unet, lambda: _ddpm(64, False), 0.4),
         ]  # fmt: skip
     return found

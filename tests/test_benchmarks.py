@@ -93,7 +93,7 @@ def test_a_peer_with_a_net_of_its_own_is_timed_and_one_that_is_not_here_says_so(
     assert own[1:4] + own[5:7] == ["own", "3.00 (3.00 to 3.00)", "3.00", "yes", ""]
     assert own[9] == "larger; of both"
     assert library[9] == "not measured: library is not here"
-    assert tables.short_of(found) == []
+    assert tables.short_of(found, {"flops": 8e9}) == []
 
 
 def test_a_nan_is_a_difference():
@@ -125,16 +125,38 @@ def test_the_table_has_every_arm_and_judges_the_best_of_a_peer():
     assert wrong[6] == "2e-04"
     assert wrong[9].startswith("not measured: differs")
     assert broken[9] == "not measured: RuntimeError: no / compiler"
-    assert tables.short_of(found) == []
-    assert tables.short_of({**found, "must": {"peer": 2.5}}) == ["peer"]
+    limits = {"flops": 8e9, "bandwidth": 4e9}
+    assert tables.short_of(found, limits) == []
+    assert tables.short_of({**found, "must": {"peer": 2.5}}, limits) == ["peer"]
+    assert tables.short_of({**found, "of_peak": 0.5}, limits) == []
+    assert tables.short_of({**found, "of_peak": 0.51}, limits) == ["the peak"]
 
 
 def test_the_limits_are_shares_of_what_was_measured():
-    lines = list(tables.against_limits([raced()[0]], {"flops": 8e9, "bandwidth": 4e9}))
+    record = raced()[0]
+    wanted = [record, {**record, "of_peak": 0.5}, {**record, "of_peak": 0.6}]
+    lines = list(tables.against_limits(wanted, {"flops": 8e9, "bandwidth": 4e9}))
     # Two updates in 2, 3 and 4 s: 6 GFLOP in 1.5 s at the median.
-    row = cells(lines[2])
-    assert row[1:4] == ["6", "4.0 (3.5 to 5.0)", "50 %"]
-    assert row[4:] == ["2.7", "67 %"]
+    row, reached, missed = (cells(line) for line in lines[2:5])
+    assert row[1:6] == ["6", "4.0 (3.5 to 5.0)", "50 %", "", ""]
+    assert row[6:] == ["2.7", "67 %"]
+    assert (reached[4:6], missed[4:6]) == (["50 %", "yes"], ["60 %", "**no**"])
+
+
+def test_waiting_and_the_warm_start_are_judged():
+    names = ("cold_s", "warm_s", "warm_traced_s", "warm_read_s", "cold_process_s", "warm_process_s")
+    start = dict.fromkeys(names, 3.0)
+    batches = {"title": "a", "batches_s": 1.0, "updates_s": 1.0, "waited": 0.02}
+    found = {
+        "inputs": [batches, {**batches, "waited": 0.019}],
+        "starts": [{"title": "b", **start}, {"title": "c", **start, "warm_s": 3.01}],
+    }
+    lines = [cells(line) for line in tables._rest(found)]
+    rows = {(line[0], line[3]): line for line in lines if len(line) > 1}
+    assert rows["a", "2.0 %"][4:] == ["below 2 %", "**no**"]
+    assert rows["a", "1.9 %"][5] == "yes"
+    assert rows["b", "at most 3"][4] == "yes"
+    assert rows["c", "at most 3"][4] == "**no**"
 
 
 @pytest.mark.parametrize(
