@@ -274,7 +274,9 @@ def test_a_finished_run_is_not_made_again(run_cli, experiment_file, finished_cop
     monkeypatch.setattr(job, "draw", never)
     monkeypatch.setattr(job, "audit", never)
     monkeypatch.setattr("genaug.checkpoint.save", never)
-    monkeypatch.setattr(generator, "batches", lambda stream, start, stop: _no_updates(start, stop))
+    monkeypatch.setattr(
+        generator, "batches", lambda ds, start, stop, ahead: _no_updates(start, stop)
+    )
     assert run_cli("run", experiment_file, "--run-dir", finished_copy, "--quiet") == 0
     assert (finished_copy / "results.json").read_bytes() == before
 
