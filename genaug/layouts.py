@@ -62,13 +62,7 @@ def in_use(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
 
 
 def kept(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
-    """Where an array of a state is kept: as in use, and split over "fsdp" along the axes left.
-
-    Along the largest that all its devices divide; where they divide none, along several, each
-    prime factor of their number along the axis that it leaves the largest pieces of, and not along
-    any where it divides none. A small array is kept as it is used, and so is what is no parameter,
-    average or optimiser's: a network's statistics.
-    """
+    """Where an array of a state is kept: `in_shares`, but a network's statistics as in use."""
     return in_use(mesh, path, leaf) if is_statistic(path) else in_shares(mesh, path, leaf)
 
 
@@ -94,7 +88,12 @@ def gathered_for_use(tree: Any, mesh: DeviceMesh) -> Any:
 
 def in_shares(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
     """Where a parameter, an average, a gradient or an array of the optimiser's is kept: as in use,
-    and if it is large, split over "fsdp"."""
+    and split over "fsdp" along the axes left.
+
+    Along the largest that all its devices divide; where they divide none, along several, each
+    prime factor of their number along the axis that it leaves the largest pieces of, and not along
+    any where it divides none. A small array is kept as it is used.
+    """
     sharding = in_use(mesh, path, leaf)
     if mesh.shape["fsdp"] == 1 or math.prod(leaf.shape) < mesh.config.min_split:
         return sharding

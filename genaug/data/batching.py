@@ -78,8 +78,8 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The batches from start up to, not with, stop; exact from any start.
 
-    ahead: how many threads read before they are asked for. A program of K updates asks for K at
-           once, and as many lie ready for it while the last is at work.
+    ahead: batches that lie ready, read by threads before they are asked for; never fewer than 8. A
+           program of K updates asks for K at once, while the last is at work.
     """
     read = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=max(ahead, _AHEAD))
     iterator = iter(ds.to_iter_dataset(read))
