@@ -23,7 +23,7 @@ def unet(params: Any, config: UNet, sides: tuple[int, int]) -> nn.Module:
 
     twin, last = UNetTwin(params, config), len(config.features) - 1
     attended = [max(sides) // 2**i in config.attention for i in range(last + 1)]
-    net = UNet2DModel(
+    net: Any = UNet2DModel(
         sample_size=sides,
         in_channels=1,
         out_channels=1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from genaug import layouts
 from genaug.devices import DeviceMesh
 from genaug.guard import Guard, Usual, Watched
 from genaug.nets import flash
+from genaug.nets.looped import fetching
 from genaug.state import NetworkState, RowsLoss, accumulated, value_and_grad
 from genaug.types import Batch, Metrics, State, Weights
 
@@ -180,13 +182,18 @@ def kernels(mesh: DeviceMesh) -> flash.Kernels:
     return flash.Kernels(spread, mesh.size, mesh.config.tensor)
 
 
-def _with_kernels(function: Callable[..., Any], mesh: DeviceMesh) -> Callable[..., Any]:
-    """A function that finds kernels while it is traced, where the devices have them."""
-    if mesh.platform != "tpu":
-        return function
+def _at_home(
+    function: Callable[..., Any], mesh: DeviceMesh, looped: bool = False
+) -> Callable[..., Any]:
+    """A function that finds, while it is traced, the kernels that the devices have; with `looped`
+    also how the parameters of layers in a loop are fetched, from where they are kept."""
 
     def run(*arguments: Any) -> Any:
-        with flash.kernels(kernels(mesh)):
+        with ExitStack() as found:
+            if mesh.platform == "tpu":
+                found.enter_context(flash.kernels(kernels(mesh)))
+            if looped:
+                found.enter_context(fetching(layouts.fetch_layers(mesh)))
             return function(*arguments)
 
     return run
@@ -197,13 +204,8 @@ def _under_jit(
 ) -> Any:
     """One program over the global arrays; XLA puts the communication in."""
 
-    def lying(place: Any, tree: Any) -> Any:
-        return lax.with_sharding_constraint(tree, layouts.places(place, tree, mesh))
-
     def reduced(found: Any) -> Any:
-        # Summed whole, said out loud: XLA would else split activations as gradients are kept.
-        # Then each device's share: where XLA can, it sums no more than that on a device.
-        return found[0], lying(layouts.in_shares, lying(layouts.in_use, found[1]))
+        return found[0], layouts.summed(found[1], mesh)
 
     def settle(state: State, metrics: Metrics) -> tuple[State, Metrics]:
         leaves = zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True)
@@ -214,11 +216,11 @@ def _under_jit(
     kept = jax.tree.map(lambda leaf: leaf.sharding, template)
     if guard and guard.spike_factor is not None:
         kept = Watched(kept, Usual(whole, whole))  # type: ignore[arg-type]
-    gather = partial(layouts.gathered_for_use, mesh=mesh)
+    gather = partial(layouts.gathered_for_use, mesh=mesh, looped=True)
     tell = partial(_told, in_use=gather, reduced=reduced, accumulate=accumulate)
     loop = _loop(step, tell, settle, lambda rows: 0, guard)
     return jax.jit(
-        _with_kernels(loop, mesh),
+        _at_home(loop, mesh, looped=True),
         donate_argnums=0,
         in_shardings=(kept, split, whole, whole),
         out_shardings=(kept, whole),
@@ -290,17 +292,18 @@ def _of_rows(function: Callable[..., Any], mesh: DeviceMesh, **options: Any) -> 
 
 
 def compile_rows(
-    function: Callable[[Weights, jax.Array, Batch], Any], mesh: DeviceMesh
+    function: Callable[[Weights, jax.Array, Batch], Any], mesh: DeviceMesh, looped: bool = False
 ) -> Callable[..., Any]:
     """A function of rows, `(weights, key, rows) -> rows`, with its rows split over the devices.
 
-    The weights may lie anywhere; they are gathered to be used.
+    The weights may lie anywhere; they are gathered to be used: all at once, or with `looped` those
+    of layers in a loop when it comes to them, which suits what passes through a net but once.
     """
 
     def run(weights: Weights, key: jax.Array, rows: Batch) -> Any:
-        return function(layouts.gathered_for_use(weights, mesh), key, rows)
+        return function(layouts.gathered_for_use(weights, mesh, looped), key, rows)
 
-    program = _with_kernels(run, mesh)
+    program = _at_home(run, mesh, looped)
     return _of_rows(program, mesh, in_shardings=(None, layouts.whole(mesh), layouts.split(mesh)))
 
 

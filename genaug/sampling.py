@@ -108,7 +108,7 @@ def make_scorer(
 ) -> Callable[[Weights, jax.Array, Rows], dict[str, np.ndarray]]:
     """The model's per-example scores of any number of examples, in blocks of one size."""
     program = parallel.compile_rows(
-        lambda weights, key, rows: model.score(weights, rows, key), mesh
+        lambda weights, key, rows: model.score(weights, rows, key), mesh, looped=True
     )
     block_size = -(-block_size // mesh.size) * mesh.size
 

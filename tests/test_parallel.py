@@ -9,8 +9,10 @@ import re
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,8 @@ from jax.sharding import PartitionSpec as P
 import genaug
 from genaug import devices, layouts, parallel
 from genaug.devices import Mesh, check_batch_size, make_mesh, use_cpu_cores_as_devices
+from genaug.nets import layers
+from genaug.nets.looped import looped
 from genaug.state import SGD, from_loss
 from genaug.types import UserError, row_keys
 
@@ -182,6 +186,19 @@ def test_a_device_s_share_of_the_state_falls_with_fsdp(fsdp, factor):
     assert leaf.sharding.shard_shape(leaf.shape) == (256, 384 // factor)
 
 
+def test_of_a_stack_every_layer_is_split():
+    mesh = make_mesh(Mesh(fsdp=8, min_split=64))
+
+    def init(key):
+        stack = {"kernel": jnp.zeros((32, 16, 8)), "bias": jnp.zeros((32, 6))}
+        return {"params": {"layers": stack}, "ema": {"net": {"blocks": stack}, "else": stack}}
+
+    found = jax.tree.map(lambda leaf: leaf.sharding.spec, layouts.abstract(init, mesh))
+    of_layers = {"kernel": P(None, ("fsdp", "fsdp_1", "fsdp_2"), None), "bias": P(None, "fsdp")}
+    assert found["params"]["layers"] == found["ema"]["net"]["blocks"] == of_layers
+    assert found["ema"]["else"]["kernel"] == P(("fsdp", "fsdp_1", "fsdp_2"), None, None)
+
+
 def test_rules_split_matrices_for_work_and_fsdp_what_is_left_of_them():
     mesh = make_mesh(Mesh(fsdp=2, tensor=2, min_split=64))
 
@@ -302,13 +319,16 @@ def perceptron():
     return from_loss(init, loss, lambda weights, key, cond: {}, SGD())
 
 
-def communicated(mesh):
-    """Elements that each kind of collective of the compiled steps gives, by kind."""
-    model = perceptron()
+def steps_of(model, mesh, width):
+    """The compiled steps of a model of rows of so many features, as text."""
     template = layouts.abstract(model.init, mesh)
     run = parallel.compile_steps(model.step, mesh, template)
-    stack = layouts.split_rows({"x": np.ones((2, 16, 32), np.float32)}, mesh, axis=1)
-    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
+    stack = layouts.split_rows({"x": np.ones((2, 16, width), np.float32)}, mesh, axis=1)
+    return run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
+
+
+def communicated(text):
+    """Elements that each kind of collective of a program gives, by kind; of a loop's, once."""
     found = collections.Counter()
     for shapes, kind in re.findall(
         r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(", text
@@ -322,16 +342,77 @@ NUM_PARAMS = sum(math.prod(shape) for shape in SIZES.values())
 
 
 def test_data_parallel_steps_reduce_the_gradients_once_and_send_nothing_else():
-    found = communicated(make_mesh(Mesh()))
+    found = communicated(steps_of(perceptron(), make_mesh(Mesh()), 32))
     assert set(found) == {"all-reduce"}
     assert NUM_PARAMS <= found["all-reduce"] <= NUM_PARAMS + 4  # and the loss
 
 
 def test_split_states_are_gathered_once_and_never_activations():
-    found = communicated(make_mesh(Mesh(fsdp=8, min_split=1)))
+    found = communicated(steps_of(perceptron(), make_mesh(Mesh(fsdp=8, min_split=1)), 32))
     assert set(found) <= {"all-reduce", "reduce-scatter", "all-gather"}
     assert found["all-gather"] == NUM_PARAMS
     assert found["all-reduce"] <= NUM_PARAMS + 4
+
+
+LAYERS, WIDTH = 5, 16
+LAYER_SIZE = 2 * 4 * WIDTH * WIDTH + 5 * WIDTH
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        wide = jnp.tanh(layers.Dense(4 * WIDTH, name="wide")(x))
+        return x + jnp.tanh(layers.Dense(WIDTH, name="narrow")(wide)), None
+
+
+class LoopedNet(nn.Module):
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        return looped(Layer, "layers", LAYERS, self.remat)()(x)[0]
+
+
+def looped_net(remat, dtype=jnp.float32):
+    net = LoopedNet(remat)
+
+    def loss(variables, batch, key):
+        y = net.apply(variables, batch["x"].astype(dtype))
+        return jnp.mean(jnp.square(y.astype(jnp.float32))), ({}, {})
+
+    def init(key):
+        return net.init(key, jnp.ones((1, WIDTH)))
+
+    return from_loss(init, loss, lambda weights, key, cond: {}, SGD(learning_rate=0.1))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_split_layers_are_gathered_and_summed_one_by_one(remat, dtype):
+    """No device ever holds the whole of a matrix of all layers, nor keeps what it gathered."""
+    mesh, model = make_mesh(Mesh(fsdp=8, min_split=1)), looped_net(remat, dtype)
+    text = steps_of(model, mesh, WIDTH)
+    assert f"[{LAYERS},{WIDTH},{4 * WIDTH // 8}]" in text, "a share of a matrix of all layers"
+    for stack in (f"{LAYERS},{WIDTH},{4 * WIDTH}", f"{LAYERS},{4 * WIDTH},{WIDTH}"):
+        assert f"[{stack}]" not in text
+    found = communicated(text)
+    assert set(found) <= {"all-reduce", "reduce-scatter", "all-gather"}
+    assert found["all-gather"] <= 2 * LAYER_SIZE, "once forward, once backward"
+    assert found["all-reduce"] <= LAYER_SIZE + 8
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_split_layers_train_as_whole_ones(remat):
+    model, trained = looped_net(remat), []
+    for mesh in (make_mesh(Mesh(data=1)), make_mesh(Mesh(data=2, fsdp=4, min_split=1))):
+        state = parallel.compile_init(model.init, mesh)(jax.random.key(0))
+        run = parallel.compile_steps(
+            model.step, mesh, layouts.abstract(model.init, mesh), accumulate=2
+        )
+        x = np.random.default_rng(0).normal(size=(4, 32, WIDTH)).astype(np.float32)
+        batches = layouts.split_rows({"x": x}, mesh, axis=1)
+        trained.append(jax.device_get(run(state, batches, jax.random.key(0), 0)[0].variables))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), *trained)
 
 
 @pytest.mark.parametrize("mesh, parts", [(Mesh(data=2), 2), (Mesh(data=4, strategy="pmap"), 1)])

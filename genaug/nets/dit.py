@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from genaug.nets import layers
 from genaug.nets.attention import SelfAttention
+from genaug.nets.looped import looped
 from genaug.nets.unet import check_dropout, check_heads
 from genaug.types import UserError
 
@@ -105,17 +106,11 @@ class DiTModule(nn.Module):
         place = positions(rows, columns, dim).astype(x.dtype)
         tokens = layers.space_to_depth(x, (patch, patch)).reshape(x.shape[0], rows * columns, -1)
         h = layers.Dense(dim, name="in")(tokens) + jnp.expand_dims(place, 0)
-        block = nn.remat(_Block) if config.remat else _Block
         if config.scan_blocks:
-            stack = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
-                length=config.depth,
-            )
-            h, _ = stack(config, train, name="blocks")(h, condition)
+            stack = looped(_Block, "blocks", config.depth, config.remat)
+            h, _ = stack(config, train)(h, condition)
         else:
+            block = nn.remat(_Block) if config.remat else _Block
             for i in range(config.depth):
                 h, _ = block(config, train, name=f"block_{i}")(h, condition)
         shift, scale = _modulations(condition, dim, 2)

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from genaug.nets import flash, layers
+from genaug.nets.looped import looped
 
 Activation = Literal["gelu", "swiglu"]
 Norm = Literal["layer", "rms"]
@@ -199,17 +200,12 @@ class Transformer(nn.Module):
                 written.append(new)
             cache = written
         elif self.scan_layers:
-            stack = nn.scan(
-                _remat(self.layer),
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
-                length=self.num_layers,
-            )
-            x, _ = stack(self.layer, train, name="layers")(x, mask, rotation)
+            stack = looped(_Block, "layers", self.num_layers, self.layer.remat)
+            x, _ = stack(self.layer, train)(x, mask, rotation)
         else:
+            one_layer = nn.remat(_Block) if self.layer.remat else _Block
             for i in range(self.num_layers):
-                x, _ = _remat(self.layer)(self.layer, train, name=f"layer_{i}")(x, mask, rotation)
+                x, _ = one_layer(self.layer, train, name=f"layer_{i}")(x, mask, rotation)
         x = _norm(self.layer, "norm", x)
         if self.tie_embeddings:
             kernel = embed.embedding.T
@@ -294,11 +290,6 @@ class _Block(nn.Module):
         else:
             h = nn.gelu(dense(layer.mlp_dim, "mlp_in")(h))  # its tanh form, as GPT-2's
         return x + dropped(dense(dim, "mlp_out", residual_init)(h)), cache
-
-
-def _remat(layer: Layer) -> Any:
-    """The block, with its activations kept or not."""
-    return nn.remat(_Block) if layer.remat else _Block
 
 
 def _norm(layer: Layer, name: str, x: Array) -> Array:

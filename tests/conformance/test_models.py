@@ -17,6 +17,7 @@ from genaug import checkpoint, export, layouts, parallel
 from genaug.bundle import load_sampler
 from genaug.data import batches, pipeline
 from genaug.devices import DeviceMesh, Mesh, make_mesh
+from genaug.nets.looped import STACKS
 from genaug.sampling import make_sampler, make_scorer
 from genaug.state import SGD, Adam
 from genaug.types import LabelSpec
@@ -211,13 +212,17 @@ def test_any_mesh_trains_alike_under_sgd(sgd_case):
 
 
 def test_split_states_are_gathered_and_activations_never(case):
-    """Whatever is gathered has the shape of an array of the state, up to the order of its axes."""
+    """What is gathered has the shape of an array of the state, or of a looped layer's share of one,
+    up to the order of its axes."""
     mesh = mesh_of(2, fsdp=4)
     template = layouts.abstract(case.model.init, mesh)
     run = parallel.compile_steps(case.model.step, mesh, template)
     stack = layouts.split_rows(case.stack(0, 1), mesh, axis=1)
     text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
-    state = {axes(leaf.shape) for leaf in jax.tree.leaves(template)}
+    state = {
+        axes(leaf.shape[1:] if set(name.split("/")) & set(STACKS) else leaf.shape)
+        for name, leaf in zip(paths(template), jax.tree.leaves(template), strict=True)
+    }
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
     assert gathered
     assert {axes(int(n) for n in shape.split(",")) for shape in gathered} <= state
@@ -272,10 +277,13 @@ def test_exported_and_loaded_equals_the_sampler(case, trained, tmp_path):
         np.testing.assert_array_equal(np.asarray(value), want[name])
 
 
-def test_score_gives_one_finite_value_per_example(case, trained):
-    score = make_scorer(case.model, mesh_of(8), block_size=8)
-    examples = case.dataset.arrays(np.arange(11))
-    values = score(case.model.weights(trained[0]), jax.random.key(0), examples)
-    for value in values.values():
+def test_score_gives_one_finite_value_per_example_whatever_is_split(case, trained):
+    weights, examples = case.model.weights(trained[0]), case.dataset.arrays(np.arange(11))
+    values, others = (
+        make_scorer(case.model, mesh, block_size=8)(weights, jax.random.key(0), examples)
+        for mesh in (mesh_of(8), mesh_of(2, fsdp=4))
+    )
+    for name, value in values.items():
         assert value.shape == (11,)
         assert np.isfinite(value).all()
+        np.testing.assert_allclose(value, others[name], rtol=1e-4, atol=1e-4)
