@@ -45,8 +45,12 @@ class Layout:
 
 def remat_of(experiment: Experiment) -> tuple[str | None, bool | None]:
     """The flag of a model's remat and its value, wherever in the config it is."""
+    return _switch(experiment, ".remat")
+
+
+def _switch(experiment: Experiment, *names: str) -> tuple[str | None, bool | None]:
     for flag in configs.flags(experiment):
-        if flag.endswith(".remat"):
+        if flag.endswith(names):
             value: Any = experiment
             for name in flag.removeprefix("--").replace("-", "_").split("."):
                 value = getattr(value, name)
@@ -157,6 +161,9 @@ def _advice_to_fit(plan: Plan, experiment: Experiment, remat: str | None) -> lis
     if plan.state_bytes > 0.25 * plan.chip.hbm and plan.mesh["fsdp"] < most:
         size = f"{plan.state_bytes / GIB:.2f} GiB"
         given.append(f"--mesh.fsdp {most} (the state is {size} a device)")
+    loop, looped = _switch(experiment, ".scan-layers", ".scan-blocks")
+    if loop and not looped and 4 * plan.parameters > 0.25 * plan.chip.hbm:
+        given.append(f"{loop}: with --mesh.fsdp one layer at a time is whole on a device")
     if remat:
         given.append(f"{remat}: activations are computed twice rather than kept")
     if rows > 1:

@@ -24,11 +24,13 @@ from genaug import (
     plan_worker,
     topologies,
 )
+from genaug.config import Experiment
 from genaug.data import Data
 from genaug.data.spec import spec_of
 from genaug.data.text import TextData
 from genaug.devices import Mesh, make_mesh
 from genaug.hlo import Collective
+from genaug.models.transformer_lm import TransformerLM
 from genaug.types import UserError
 
 BYTES = 4
@@ -245,6 +247,17 @@ def test_what_does_not_fit_says_what_it_needs_and_what_to_do():
     assert "NO" in plan_table.plan_table([one])
     assert "--train.accumulate 2: activations of a part at a time" in text
     assert plan_search.ranked([one, made(), "refused"]) == [made()]
+
+
+@pytest.mark.parametrize(
+    "parameters, looped, told", [(2e9, False, True), (2e9, True, False), (1e8, False, False)]
+)
+def test_a_net_too_large_for_a_device_is_to_loop_over_its_layers(parameters, looped, told):
+    big = plan.Program(flops=1.0, needs=(20.0 * 2**30, 15.75 * 2**30))
+    one = made(step=big, parameters=int(parameters))
+    model = TransformerLM(num_layers=2, num_heads=2, embed_dim=8, scan_layers=looped)
+    text = " ".join(plan_table.verdicts([one], Experiment(name="n", model=model, data=TextData())))
+    assert ("try --model.scan-layers: with --mesh.fsdp one layer at a time" in text) == told
 
 
 def layouts(batch=80, devices=8):
