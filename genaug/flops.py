@@ -62,8 +62,10 @@ def _equation(eqn: Any, trips: int, platform: str | None) -> Flops:
     if name == "pallas_call":
         grid = eqn.params["grid_mapping"].grid
         return Flops(total * math.prod(side for side in grid if isinstance(side, int)), unknown)
-    if name == "shard_map":  # shapes inside are one device's
-        return Flops(total * eqn.params["mesh"].size, unknown)
+    if name == "shard_map":  # shapes inside are one device's, along the axes that it splits
+        sides = eqn.params["mesh"].shape
+        devices = math.prod(sides[axis] for axis in eqn.params["newly_manual_axes"])
+        return Flops(total * devices, unknown)
     return Flops(total, unknown)
 
 

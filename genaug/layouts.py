@@ -2,9 +2,9 @@
 
 Along "data" and "fsdp" the rows of a batch are split. States are copied along "data"; along "fsdp"
 every large array of a state is split (fully sharded data parallelism: Rajbhandari et al. 2020, ZeRO
-stage 3): parameters are gathered to be used, those of layers in a loop one layer at a time, and
-each device updates and keeps its share. Along "tensor" the matrices of a transformer's layers are
-split, and so is the work on them (Shoeybi et al. 2019, section 3).
+stage 3): parameters are gathered to be used (`shares`), and each device updates and keeps its
+share. Along "tensor" the matrices of a transformer's layers are split, and so is the work on them
+(Shoeybi et al. 2019, section 3).
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.custom_derivatives import linear_call
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
 from genaug.devices import DeviceMesh, Mesh
-from genaug.nets.looped import STACKS, Fetch
+from genaug.nets.looped import STACKS
 from genaug.types import State, UserError, Weights
 
 
@@ -48,7 +46,12 @@ def is_statistic(path: Any) -> bool:
     return not re.search(r"(^|/)(params|ema|opt_state)/", _name(path))
 
 
-def _by_layer(mesh: DeviceMesh, path: Any) -> bool:
+def sharding(mesh: DeviceMesh, *spec: Any) -> NamedSharding:
+    """Every axis of an array split along these axes of the mesh, or None."""
+    return NamedSharding(mesh.devices, PartitionSpec(*spec))
+
+
+def by_layer(mesh: DeviceMesh, path: Any) -> bool:
     """Whether an array is split layer by layer: it holds those of a stack along its first axis."""
     return mesh.shape["fsdp"] > 1 and any(part in STACKS for part in _name(path).split("/"))
 
@@ -73,78 +76,6 @@ def kept(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
     return in_use(mesh, path, leaf) if is_statistic(path) else in_shares(mesh, path, leaf)
 
 
-def gathered_for_use(tree: Any, mesh: DeviceMesh, looped: bool = False) -> Any:
-    """Within a program: parameters that lie as `kept` says, as `in_use` does.
-
-    looped: a stack of layers stays as it is kept, for `fetch_layers` to gather one by one.
-    """
-
-    def one(path: Any, leaf: jax.Array) -> jax.Array:
-        share = in_shares(mesh, path, leaf)
-        if looped and _by_layer(mesh, path):
-            return lax.with_sharding_constraint(leaf, share)
-        return _gathered(leaf, share, in_use(mesh, path, leaf))
-
-    return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def _gathered(leaf: jax.Array, kept: NamedSharding, used: NamedSharding) -> jax.Array:
-    """What is split along several axes comes together along one after another, and that is said out
-    loud: XLA for TPUs would otherwise sum copies filled up with zeros, which sends twice as much.
-    """
-    spec = list(kept.spec)
-    split_over = [i for i, name in enumerate(spec) if name != used.spec[i]]
-    for i in split_over[:0:-1]:
-        spec[i] = None
-        leaf = lax.with_sharding_constraint(leaf, NamedSharding(kept.mesh, PartitionSpec(*spec)))
-    return lax.with_sharding_constraint(leaf, used)
-
-
-def summed(grads: Any, mesh: DeviceMesh) -> Any:
-    """Within a program: a device's shares of gradients, from each device's part of their sums.
-
-    Those of layers that were fetched in a loop were summed there.
-    """
-
-    def one(path: Any, leaf: jax.Array) -> jax.Array:
-        if _by_layer(mesh, path):
-            return leaf
-        return _summed(leaf, in_use(mesh, path, leaf), in_shares(mesh, path, leaf))
-
-    return jax.tree_util.tree_map_with_path(one, grads)
-
-
-def _summed(grads: Any, used: Any, kept: Any) -> Any:
-    """Summed whole, said out loud: XLA would else split activations as gradients are kept. Then
-    each device's share: where XLA can, it sums no more than that on a device."""
-    return lax.with_sharding_constraint(lax.with_sharding_constraint(grads, used), kept)
-
-
-def fetch_layers(mesh: DeviceMesh) -> Fetch | None:
-    """How the parameters of a looped layer are gathered, and its gradients summed, when the loop
-    comes to it; None where nothing is split for keeping."""
-    if mesh.shape["fsdp"] == 1:
-        return None
-
-    def fetch(name: str, length: int, layer: Any) -> Any:
-        def lies(place: Callable[..., NamedSharding], path: Any, leaf: Any) -> NamedSharding:
-            stack = jax.ShapeDtypeStruct((length, *leaf.shape), leaf.dtype)
-            spec = place(mesh, (jax.tree_util.DictKey(name), *path), stack).spec
-            return NamedSharding(mesh.devices, PartitionSpec(*spec[1:]))
-
-        kept, used = (
-            jax.tree_util.tree_map_with_path(partial(lies, place), layer)
-            for place in (in_shares, in_use)
-        )
-
-        def gather(_: None, layer: Any) -> Any:
-            return jax.tree.map(_gathered, layer, kept, used)
-
-        return linear_call(gather, lambda _, grads: _summed(grads, used, kept), None, layer)
-
-    return fetch
-
-
 def in_shares(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
     """Where a parameter, an average, a gradient or an array of the optimiser's is kept: as in use,
     and split over "fsdp" along the axes left.
@@ -158,7 +89,7 @@ def in_shares(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
     if mesh.shape["fsdp"] == 1 or math.prod(leaf.shape) < mesh.config.min_split:
         return sharding
     spec = list(sharding.spec)
-    free = range(1 if _by_layer(mesh, path) else 0, len(spec))
+    free = range(1 if by_layer(mesh, path) else 0, len(spec))
     left = {i: leaf.shape[i] for i in free if spec[i] is None}
     for i, axes in _dealt(left, mesh).items():
         spec[i] = axes

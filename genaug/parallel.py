@@ -1,15 +1,14 @@
 """Functions compiled over the devices; values do not depend on the mesh, up to the rounding of sums
 taken in another order.
 
-With `devices` (which there are) and `layouts` (where arrays lie), all in the house that knows of
-more than one device.
+With `devices` (which there are), `layouts` (where arrays lie) and `shares` (what is kept in parts),
+all in the house that knows of more than one device.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -19,12 +18,18 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from genaug import layouts
+from genaug import layouts, shares
 from genaug.devices import DeviceMesh
 from genaug.guard import Guard, Usual, Watched
 from genaug.nets import flash
 from genaug.nets.looped import fetching
-from genaug.state import NetworkState, RowsLoss, accumulated, value_and_grad
+from genaug.state import (
+    NetworkState,
+    RowsGrad,
+    RowsLoss,
+    accumulated,
+    value_and_grad,
+)
 from genaug.types import Batch, Metrics, State, Weights
 
 
@@ -42,12 +47,20 @@ Good = Callable[[Metrics], jax.Array]
 """Whether an update counts, pred [], from all its metrics."""
 
 
-def _told(state: State, good: Good | None, in_use: Tree, reduced: Tree, accumulate: int) -> State:
-    """The state, its networks told how to get at parameters and at gradients, and what counts."""
+def _told(
+    state: State,
+    good: Good | None,
+    in_use: Tree,
+    over_all: Callable[[RowsGrad], RowsGrad],
+    accumulate: int,
+) -> State:
+    """The state, its networks told how to get at parameters and at gradients, and what counts.
 
-    def grad(loss: RowsLoss) -> Callable[..., Any]:
-        one = accumulated(value_and_grad, accumulate)(loss)
-        return lambda params, rows: reduced(one(params, rows))
+    over_all: from gradients of the rows at hand to those over all devices' rows.
+    """
+
+    def grad(loss: RowsLoss) -> RowsGrad:
+        return over_all(accumulated(value_and_grad, accumulate)(loss))
 
     def one(node: Any) -> Any:
         if not isinstance(node, NetworkState):
@@ -166,34 +179,38 @@ def compile_lookup(
     return lambda stack: look(kept, layouts.split_rows(stack["position"], mesh, axis=1))
 
 
-def kernels(mesh: DeviceMesh) -> flash.Kernels:
-    """How kernels, which XLA does not split, are spread over the mesh."""
-    names = {"rows": mesh.rows, "heads": "tensor", None: None}
+def kernels(mesh: DeviceMesh, own_rows: bool = False) -> flash.Kernels:
+    """How kernels, which XLA does not split, are spread over the mesh.
+
+    own_rows: within a function of each device's own rows, and so over its heads alone.
+    """
+    names = {"rows": None if own_rows else mesh.rows, "heads": "tensor", None: None}
 
     def split(axes: flash.Axes) -> PartitionSpec:
         return PartitionSpec(*(names[axis] for axis in axes))
 
     def spread(kernel: Any, operands: tuple[flash.Axes, ...], result: flash.Axes) -> Any:
-        places = tuple(map(split, operands))
         return jax.shard_map(
-            kernel, mesh=mesh.devices, in_specs=places, out_specs=split(result), check_vma=False
+            kernel,
+            mesh=None if own_rows else mesh.devices,
+            in_specs=tuple(map(split, operands)),
+            out_specs=split(result),
+            axis_names={"tensor"} if own_rows else set(mesh.devices.axis_names),
+            check_vma=False,
         )
 
-    return flash.Kernels(spread, mesh.size, mesh.config.tensor)
+    return flash.Kernels(spread, 1 if own_rows else mesh.size, mesh.config.tensor)
 
 
-def _at_home(
-    function: Callable[..., Any], mesh: DeviceMesh, looped: bool = False
+def _with_kernels(
+    function: Callable[..., Any], mesh: DeviceMesh, own_rows: bool = False
 ) -> Callable[..., Any]:
-    """A function that finds, while it is traced, the kernels that the devices have; with `looped`
-    also how the parameters of layers in a loop are fetched, from where they are kept."""
+    """A function that finds kernels while it is traced, where the devices have them."""
+    if mesh.platform != "tpu":
+        return function
 
     def run(*arguments: Any) -> Any:
-        with ExitStack() as found:
-            if mesh.platform == "tpu":
-                found.enter_context(flash.kernels(kernels(mesh)))
-            if looped:
-                found.enter_context(fetching(layouts.fetch_layers(mesh)))
+        with flash.kernels(kernels(mesh, own_rows)):
             return function(*arguments)
 
     return run
@@ -204,9 +221,6 @@ def _under_jit(
 ) -> Any:
     """One program over the global arrays; XLA puts the communication in."""
 
-    def reduced(found: Any) -> Any:
-        return found[0], layouts.summed(found[1], mesh)
-
     def settle(state: State, metrics: Metrics) -> tuple[State, Metrics]:
         leaves = zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True)
         kept = [lax.with_sharding_constraint(leaf, place.sharding) for leaf, place in leaves]
@@ -216,11 +230,15 @@ def _under_jit(
     kept = jax.tree.map(lambda leaf: leaf.sharding, template)
     if guard and guard.spike_factor is not None:
         kept = Watched(kept, Usual(whole, whole))  # type: ignore[arg-type]
-    gather = partial(layouts.gathered_for_use, mesh=mesh, looped=True)
-    tell = partial(_told, in_use=gather, reduced=reduced, accumulate=accumulate)
+
+    def over_all(grad: RowsGrad) -> RowsGrad:
+        return shares.over_all(grad, _with_kernels(grad, mesh, own_rows=True), mesh)
+
+    in_use = partial(shares.in_use, mesh=mesh)
+    tell = partial(_told, in_use=in_use, over_all=over_all, accumulate=accumulate)
     loop = _loop(step, tell, settle, lambda rows: 0, guard)
     return jax.jit(
-        _at_home(loop, mesh, looped=True),
+        _with_kernels(loop, mesh),
         donate_argnums=0,
         in_shardings=(kept, split, whole, whole),
         out_shardings=(kept, whole),
@@ -237,6 +255,9 @@ def _under_pmap(
     """
     mean = partial(lax.pmean, axis_name="data")
 
+    def averaging(grad: RowsGrad) -> RowsGrad:
+        return lambda params, rows, shared: mean(grad(params, rows, shared))
+
     def settle(state: State, metrics: Metrics) -> tuple[State, Metrics]:
         def averaged(path: Any, x: jax.Array) -> jax.Array:
             return mean(x) if layouts.is_statistic(path) and x.dtype == jnp.float32 else x
@@ -248,7 +269,7 @@ def _under_pmap(
     program = jax.pmap(
         _loop(
             step,
-            lambda state, good: _told(state, good, lambda tree: tree, mean, accumulate),
+            lambda state, good: _told(state, good, lambda tree: tree, averaging, accumulate),
             settle,
             lambda rows: lax.axis_index("data") * rows,
             guard,
@@ -301,9 +322,12 @@ def compile_rows(
     """
 
     def run(weights: Weights, key: jax.Array, rows: Batch) -> Any:
-        return function(layouts.gathered_for_use(weights, mesh, looped), key, rows)
+        lie, gather = shares.lying(weights, mesh), shares.told(mesh)
+        weights = shares.gathered(weights, lie, gather, looped)
+        with fetching(shares.fetch(lie, gather) if looped else None):
+            return function(weights, key, rows)
 
-    program = _at_home(run, mesh, looped)
+    program = _with_kernels(run, mesh)
     return _of_rows(program, mesh, in_shardings=(None, layouts.whole(mesh), layouts.split(mesh)))
 
 

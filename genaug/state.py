@@ -168,14 +168,20 @@ def _scale_by_adam(b1: float, b2: float) -> optax.GradientTransformationExtraArg
 Rows = Any
 """A pytree of arrays [n, ...]: a batch, or what a loss reads of one."""
 
-RowsLoss = Callable[[Params, Rows], tuple[Float[Array, ""], Any]]
-"""`(params, rows) -> (mean over the rows, anything else)`: every term is a mean over the rows."""
+Shared = Any
+"""A pytree of what every row's loss reads besides: keys, statistics, other networks' parameters."""
 
-Grad = Callable[[RowsLoss], Callable[[Params, Rows], tuple[tuple[Float[Array, ""], Any], Params]]]
-"""A loss to `(params, rows) -> ((loss, anything else), gradient)`."""
+RowsLoss = Callable[[Params, Rows, Shared], tuple[Float[Array, ""], Any]]
+"""`(params, rows, shared) -> (mean over the rows, anything else)`: every term is a mean over the
+rows. A loss reads no arrays but these, for devices may take a share of the rows each."""
+
+RowsGrad = Callable[[Params, Rows, Shared], tuple[tuple[Float[Array, ""], Any], Params]]
+"""`(params, rows, shared) -> ((loss, anything else), gradient)`."""
+
+Grad = Callable[[RowsLoss], RowsGrad]
 
 
-def value_and_grad(loss: RowsLoss) -> Callable[[Params, Rows], Any]:
+def value_and_grad(loss: RowsLoss) -> RowsGrad:
     """Plain gradients, of all rows at once."""
     return jax.value_and_grad(loss, has_aux=True)
 
@@ -188,7 +194,7 @@ def accumulated(grad: Grad, parts: int) -> Grad:
     if parts == 1:
         return grad
 
-    def of(loss: RowsLoss) -> Callable[[Params, Rows], Any]:
+    def of(loss: RowsLoss) -> RowsGrad:
         one = grad(loss)
 
         def split(x: Array) -> Array:
@@ -199,13 +205,13 @@ def accumulated(grad: Grad, parts: int) -> Grad:
                 )
             return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
 
-        def run(params: Params, rows: Rows) -> Any:
+        def run(params: Params, rows: Rows, shared: Shared) -> Any:
             stack = jax.tree.map(split, rows)
-            shapes = jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], stack))
+            shapes = jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], stack), shared)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
             def add(total: Any, part: Rows) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, one(params, part)), None
+                return jax.tree.map(jnp.add, total, one(params, part, shared)), None
 
             total, _ = jax.lax.scan(add, zeros, stack)
             return jax.tree.map(lambda x: x / parts, total)
@@ -225,8 +231,8 @@ class NetworkState:
 
     variables: parameters under "params", and its statistics (batch norm's) if it has any.
     ema:       exponential moving average of `variables["params"]`, what sampling uses.
-    in_use:    what is done to parameters before they are computed with.
-    grad:      how gradients are taken.
+    in_use:    what is done to parameters before they are computed with (`used`).
+    grad:      how gradients are taken, of parameters as they are kept.
     good:      whether an update counts, from all its metrics; None once that is done, or nobody
                asks. The trainer puts the three there while a step is traced: what is spread over
                which devices, in how many parts a batch is taken, what is left out, is its affair.
@@ -242,8 +248,13 @@ class NetworkState:
 
     @property
     def used(self) -> Variables:
-        """The variables, to compute with."""
+        """The variables, to compute with; `grad` takes parameters as they are kept."""
         return {**self.variables, "params": self.in_use(self.variables["params"])}
+
+    @property
+    def statistics(self) -> Variables:
+        """The variables but for the parameters."""
+        return {name: value for name, value in self.variables.items() if name != "params"}
 
 
 def create(variables: Variables, optimizer: optax.GradientTransformation) -> NetworkState:
@@ -327,12 +338,13 @@ def from_loss(
     transformation = optimizer.make()
 
     def step(state: NetworkState, batch: Batch, key: jax.Array) -> tuple[NetworkState, Metrics]:
-        used = state.used
+        def of_params(params: Params, rows: Batch, shared: Shared) -> tuple[Float[Array, ""], Any]:
+            statistics, key = shared
+            return loss({**statistics, "params": params}, rows, key)
 
-        def of_params(params: Params, rows: Batch) -> tuple[Float[Array, ""], Any]:
-            return loss({**used, "params": params}, rows, key)
-
-        (value, (metrics, statistics)), grads = state.grad(of_params)(used["params"], batch)
+        (value, (metrics, statistics)), grads = state.grad(of_params)(
+            state.variables["params"], batch, (state.statistics, key)
+        )
         metrics = {"loss": value, **metrics, "grad_norm": gradient_norm(grads)}
         new = apply_gradients(state, grads, statistics, transformation, ema_decay, metrics)
         return new, metrics

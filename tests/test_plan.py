@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from genaug import (
     cli,
@@ -53,6 +54,25 @@ def test_a_scan_costs_its_length_and_a_loop_of_unknown_length_is_told(length):
     assert flops.count(scanned, w) == (length * 2 * 16**3, 0)
     looped = lambda x, n: lax.fori_loop(0, n, lambda _, c: c @ w, x)  # noqa: E731
     assert flops.count(looped, w, 3, trips=7) == (7 * 2 * 16**3, 1)
+
+
+def test_what_devices_share_counts_for_all_of_them_along_the_axes_it_is_split_over():
+    mesh, split = make_mesh(Mesh(data=2, fsdp=2, tensor=2)).devices, P(("data", "fsdp"))
+
+    def of_own_rows(x):
+        return jax.shard_map(
+            lambda x: x @ x.T, in_specs=P(), out_specs=P(), axis_names={"tensor"}, check_vma=False
+        )(x)
+
+    whole = jax.shard_map(
+        of_own_rows,
+        mesh=mesh,
+        in_specs=split,
+        out_specs=split,
+        axis_names={"data", "fsdp"},
+        check_vma=False,
+    )
+    assert flops.count(whole, jnp.zeros((16, 8))).total == 8 * 2 * 4 * 8 * 4
 
 
 def test_of_branches_the_dearest_counts():

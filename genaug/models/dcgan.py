@@ -257,11 +257,11 @@ def discriminator_update(
     config: DCGAN, bound: Bound, generator: Params, state: NetworkState, part: Part
 ) -> tuple[NetworkState, Metrics]:
     """One update of the discriminator, on real images and as many generated."""
-    variables = state.used
 
-    def loss(params: Params, rows: Part) -> tuple[Array, tuple[Metrics, Variables]]:
+    def loss(params: Params, rows: Part, shared: Any) -> tuple[Array, tuple[Metrics, Variables]]:
+        statistics, generator = shared
         keys_z, keys_real, keys_fake, keys_share = split_keys(rows.keys, 4)
-        params, statistics = bound.constrain({**variables, "params": params})
+        params, statistics = bound.constrain({**statistics, "params": params})
         judge = lambda images: bound.judge(params, images, rows.label)  # noqa: E731
         fake, _ = bound.generate(generator, latents(keys_z, config.latent_dim), rows.label)
         real = diffaugment.augment_batch(rows.x, keys_real, config.augment)
@@ -274,7 +274,9 @@ def discriminator_update(
             value = value + config.loss.penalty_weight * metrics["penalty"]
         return value, ({"d_loss": value, **metrics}, statistics)
 
-    (_, (metrics, statistics)), grads = state.grad(loss)(variables["params"], part)
+    (_, (metrics, statistics)), grads = state.grad(loss)(
+        state.variables["params"], part, (state.statistics, generator)
+    )
     metrics = {**metrics, "d_grad_norm": gradient_norm(grads)}
     return apply_gradients(state, grads, statistics, bound.d_optimizer, 0.0), metrics
 
@@ -285,13 +287,13 @@ def generator_update(
     """One update of the generator, on as many images as `part` has; its statistics stay."""
     params_d, _ = bound.constrain(discriminator)
 
-    def loss(params: Params, rows: Part) -> tuple[Array, None]:
+    def loss(params: Params, rows: Part, params_d: Params) -> tuple[Array, None]:
         keys_z, keys_fake = split_keys(rows.keys, 2)
         fake, _ = bound.generate(params, latents(keys_z, config.latent_dim), rows.label)
         seen = diffaugment.augment_batch(fake, keys_fake, config.augment)
         return config.loss.g_loss(bound.judge(params_d, seen, rows.label)), None
 
-    (value, _), grads = state.grad(loss)(state.used["params"], part)
+    (value, _), grads = state.grad(loss)(state.variables["params"], part, params_d)
     metrics = {"g_loss": value, "g_grad_norm": gradient_norm(grads)}
     return apply_gradients(state, grads, {}, bound.g_optimizer, config.ema_decay), metrics
 
@@ -336,10 +338,10 @@ def adversarial_step(
         Part(x, label, keys_d),
     )
 
+    params_g = state.generator.used["params"]
+
     def critic(discriminator: NetworkState, part: Part) -> tuple[NetworkState, Metrics]:
-        return discriminator_update(
-            config, bound, state.generator.used["params"], discriminator, part
-        )
+        return discriminator_update(config, bound, params_g, discriminator, part)
 
     discriminator, d_metrics = lax.scan(critic, state.discriminator, split)
     d_metrics = jax.tree.map(lambda values: jnp.mean(values, axis=0), d_metrics)

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from genaug.nets import layers
+from genaug.nets import layers, rows
 
 Images = Float[Array, "n h w c"]
 Label = Int[Array, " n"]
@@ -44,7 +44,9 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Images, label: Label | None = None, *, train: bool = True) -> Images:
         """Normalise every channel over the batch and its pixels; at `train=False` by statistics."""
-        y = nn.BatchNorm(not train, momentum=0.0, use_scale=False, use_bias=False)(x)
+        y = nn.BatchNorm(
+            not train, momentum=0.0, use_scale=False, use_bias=False, axis_name=rows.axes()
+        )(x)
         shape = (self.num_classes or 1, x.shape[-1])
         gain = self.param("gain", _around_one, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), shape)

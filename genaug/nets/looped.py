@@ -18,14 +18,13 @@ import flax.linen as nn
 STACKS = ("layers", "blocks")
 """What nets name their stacks: parameters of all layers, along a leading axis."""
 
-Fetch = Callable[[str, int, Any], Any]
-"""`(name of the stack, its number of layers, parameters of one as they are kept)` to the parameters
-it computes with; a `jax.custom_derivatives.linear_call`."""
+Fetch = Callable[[str, Any], Any]
+"""`(name of the stack, parameters of one layer as they are kept)` to what it computes with."""
 
 _FETCH: ContextVar[Fetch | None] = ContextVar("fetch", default=None)
 
-_OF_PARAMETERS = ("linear_call", "convert_element_type", "reshape", "transpose")
-"""Operations that fetch parameters (`jax.custom_derivatives.linear_call`) or change their form."""
+_OF_PARAMETERS = ("all_gather", "convert_element_type", "reshape", "transpose")
+"""Operations that fetch parameters or change their form."""
 
 
 @contextmanager
@@ -47,9 +46,7 @@ def looped(block: type[nn.Module], name: str, length: int, remat: bool) -> Calla
     assert name in STACKS, name
     fetch = _FETCH.get()
     if fetch is not None:
-        block = nn.map_variables(
-            block, "params", lambda of: {"params": fetch(name, length, of["params"])}
-        )
+        block = nn.map_variables(block, "params", lambda of: {"params": fetch(name, of["params"])})
     if remat:
         block = nn.remat(block)
     elif fetch is not None:
