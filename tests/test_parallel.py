@@ -441,9 +441,11 @@ def test_split_layers_train_as_whole_ones(model):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), *trained)
 
 
-@pytest.mark.parametrize("mesh, parts", [(Mesh(data=2), 2), (Mesh(data=4, strategy="pmap"), 1)])
+@pytest.mark.parametrize(
+    "mesh, parts", [(Mesh(data=2), 2), (Mesh(data=4, strategy="pmap"), 1), (Mesh(fsdp=4), 1)]
+)
 def test_dropout_differs_between_parts_and_between_devices(mesh, parts):
-    """Four parts or shares of equal examples: with one mask for all they would lose alike."""
+    """Several parts or shares of equal examples: with one mask for all they would lose alike."""
 
     def init(key):
         return {"params": {"w": jnp.ones(16)}}

@@ -6,8 +6,8 @@ one is spread over them (`kernels`); a program of which nobody says it has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float, Int
+
+from genaug.nets.told import told
 
 Axis = Literal["rows", "heads"] | None
 Axes = tuple[Axis, ...]
@@ -42,14 +44,9 @@ class Kernels:
 _KERNELS: ContextVar[Kernels | None] = ContextVar("kernels", default=None)
 
 
-@contextmanager
-def kernels(how: Kernels) -> Iterator[None]:
+def kernels(how: Kernels) -> AbstractContextManager[None]:
     """What is traced within may use kernels."""
-    token = _KERNELS.set(how)
-    try:
-        yield
-    finally:
-        _KERNELS.reset(token)
+    return told(_KERNELS, how)
 
 
 def applies(shape: tuple[Any, ...], kv_heads: int) -> bool:

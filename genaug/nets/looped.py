@@ -7,13 +7,15 @@ and backward, so that of a net larger than a device no more than a layer is ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+
+from genaug.nets.told import told
 
 STACKS = ("layers", "blocks")
 """What nets name their stacks: parameters of all layers, along a leading axis."""
@@ -27,14 +29,9 @@ _OF_PARAMETERS = ("all_gather", "convert_element_type", "reshape", "transpose")
 """Operations that fetch parameters or change their form."""
 
 
-@contextmanager
-def fetching(fetch: Fetch | None) -> Iterator[None]:
+def fetching(fetch: Fetch | None) -> AbstractContextManager[None]:
     """What is traced within fetches the parameters of a looped layer so."""
-    token = _FETCH.set(fetch)
-    try:
-        yield
-    finally:
-        _FETCH.reset(token)
+    return told(_FETCH, fetch)
 
 
 def looped(block: type[nn.Module], name: str, length: int, remat: bool) -> Callable[..., nn.Module]:

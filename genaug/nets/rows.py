@@ -7,22 +7,18 @@ what is a mean over the batch is taken over all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
+
+from genaug.nets.told import told
 
 _AXES: ContextVar[Any] = ContextVar("axes", default=None)
 
 
-@contextmanager
-def spread(axes: tuple[str, ...]) -> Iterator[None]:
+def spread(axes: tuple[str, ...]) -> AbstractContextManager[None]:
     """What is traced within has its rows spread over these axes of the devices."""
-    token = _AXES.set(axes)
-    try:
-        yield
-    finally:
-        _AXES.reset(token)
+    return told(_AXES, axes)
 
 
 def axes() -> Any:
