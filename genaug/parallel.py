@@ -23,13 +23,7 @@ from genaug.devices import DeviceMesh
 from genaug.guard import Guard, Usual, Watched
 from genaug.nets import flash
 from genaug.nets.looped import fetching
-from genaug.state import (
-    NetworkState,
-    RowsGrad,
-    RowsLoss,
-    accumulated,
-    value_and_grad,
-)
+from genaug.state import NetworkState, RowsGrad, RowsLoss, accumulated, value_and_grad
 from genaug.types import Batch, Metrics, State, Weights
 
 
@@ -322,7 +316,7 @@ def compile_rows(
     """
 
     def run(weights: Weights, key: jax.Array, rows: Batch) -> Any:
-        lie, gather = shares.lying(weights, mesh), shares.told(mesh)
+        lie, gather = shares.lying(weights, mesh), shares.by_xla(mesh)
         weights = shares.gathered(weights, lie, gather, looped)
         with fetching(shares.fetch(lie, gather) if looped else None):
             return function(weights, key, rows)

@@ -55,7 +55,7 @@ Gather = Callable[[jax.Array, Lying], jax.Array]
 """An array as it is used, from the array as it is kept."""
 
 
-def told(mesh: DeviceMesh) -> Gather:
+def by_xla(mesh: DeviceMesh) -> Gather:
     """Of whole arrays, whose places XLA is told: it puts the communication in.
 
     What is split along several axes comes together along one after another, and that is said out
@@ -72,7 +72,7 @@ def told(mesh: DeviceMesh) -> Gather:
     return gather
 
 
-def here(share: jax.Array, lies: Lying) -> jax.Array:
+def by_device(share: jax.Array, lies: Lying) -> jax.Array:
     """On each device, of its share; what is split along "tensor" stays XLA's affair.
 
     The gradient of a share is the sum of all devices' gradients of that part of the array.
@@ -144,7 +144,7 @@ def averaged(grads: Any, lie: Any, mesh: DeviceMesh) -> Any:
 
 def in_use(params: Params, mesh: DeviceMesh) -> Params:
     """Within a program: parameters as they are used, all of them."""
-    return gathered(params, lying(params, mesh), told(mesh))
+    return gathered(params, lying(params, mesh), by_xla(mesh))
 
 
 def over_all(grad: RowsGrad, own: RowsGrad, mesh: DeviceMesh) -> RowsGrad:
@@ -180,8 +180,8 @@ def _of_own(grad: RowsGrad, mesh: DeviceMesh) -> RowsGrad:
         lie = lying(params, mesh)
 
         def on_each(params: Params, rows: Rows, shared: Shared) -> Any:
-            params = gathered(params, lie, here, looped=True)
-            with spread(mesh.rows), fetching(fetch(lie, here)):
+            params = gathered(params, lie, by_device, looped=True)
+            with spread(mesh.rows), fetching(fetch(lie, by_device)):
                 found, grads = grad(params, rows, shared)
             return lax.pmean(found, mesh.rows), averaged(grads, lie, mesh)
 
