@@ -68,7 +68,7 @@ def in_use(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
                     f"shape {tuple(leaf.shape)}: use a divisor, or other --mesh.rules."
                 )
             spec[axis] = "tensor"
-    return NamedSharding(mesh.devices, PartitionSpec(*spec))
+    return sharding(mesh, *spec)
 
 
 def kept(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
@@ -85,15 +85,15 @@ def in_shares(mesh: DeviceMesh, path: Any, leaf: Any) -> NamedSharding:
     any where it divides none. A small array is kept as it is used, and of a stack every layer is
     split, for they are used one by one.
     """
-    sharding = in_use(mesh, path, leaf)
+    used = in_use(mesh, path, leaf)
     if mesh.shape["fsdp"] == 1 or math.prod(leaf.shape) < mesh.config.min_split:
-        return sharding
-    spec = list(sharding.spec)
+        return used
+    spec = list(used.spec)
     free = range(1 if by_layer(mesh, path) else 0, len(spec))
     left = {i: leaf.shape[i] for i in free if spec[i] is None}
     for i, axes in _dealt(left, mesh).items():
         spec[i] = axes
-    return NamedSharding(mesh.devices, PartitionSpec(*spec))
+    return sharding(mesh, *spec)
 
 
 def _dealt(lengths: dict[int, int], mesh: DeviceMesh) -> dict[int, tuple[str, ...]]:

@@ -18,7 +18,8 @@ import flax.linen as nn
 from genaug.nets.told import told
 
 STACKS = ("layers", "blocks")
-"""What nets name their stacks: parameters of all layers, along a leading axis."""
+"""What nets name their stacks: parameters of all layers, along a leading axis. The names are for
+`looped` alone: what bears one otherwise would be found in shares, fetched by nobody."""
 
 Fetch = Callable[[str, Any], Any]
 """`(name of the stack, parameters of one layer as they are kept)` to what it computes with."""
