@@ -23,7 +23,7 @@ from genaug.types import UserError
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 HISTORY = Path(__file__).with_name("history")
-ROUNDS, QUICK_ROUNDS = 11, 7
+ROUNDS, QUICK_ROUNDS = 11, 5
 PARTS = ("training", "generation", "study", "generators", "inputs", "starts")
 
 

@@ -217,10 +217,9 @@ def programs() -> Iterator[str]:
         "|---|---|---|---|---|---|",
         *map(data_parallel, FAMILIES),
         "",
-        "Above 1 under jit: kernels of strided and transposed convolutions in the form they are "
-        "computed in, what a tied embedding (LM) or a discriminator (DCGAN) gets from two sides, "
-        "each summed; moments of a batch (DCGAN); scalars. Under pmap gradients are summed once, "
-        "when they are whole, and moments are each device's own (DCGAN's running ones averaged).",
+        "Gradients are summed once, when they are whole. Above 1 are, of DCGAN, the moments of a "
+        "batch: under jit those of all its rows, forward and backward; under pmap each device's "
+        "own, whose running ones are averaged.",
         "",
         "## Fully sharded: devices x a device's share / the whole state",
         "",

@@ -101,7 +101,7 @@ def _dcgan(rows: int) -> Race:
     return race(config.make(IMAGES), images(4, rows), twin, against_flax=True)
 
 
-def _ddpm(rows: int, quick: bool) -> Race:
+def _ddpm(rows: int, steps: int, quick: bool) -> Race:
     config = DDPM(net=UNET)
 
     def make(state: Any, wrap: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -127,7 +127,7 @@ def _ddpm(rows: int, quick: bool) -> Race:
             arms.insert(0, Arm("diffusers, UNet2DModel", made, torch=True))
         return arms
 
-    stack = images(10, rows)
+    stack = images(steps, rows)
     return race(config.make(IMAGES), stack, Twin(make, noise), compiled=not quick,
                 against_flax=True, scanned=not quick and rows == 16,
                 libraries=libraries)  # fmt: skip
@@ -202,6 +202,7 @@ def profile_text(name: str) -> str:
 def cases(quick: bool) -> list[Case]:
     """Every race of training, in the order of the table."""
     flax = "plain Flax"
+    few = 4 if quick else 10  # of calls that take seconds
     unet = {"PyTorch": 0.8, "diffusers": 1.0, "denoising-diffusion-pytorch": 1.0, flax: 1.7}
 
     def case(
@@ -216,18 +217,18 @@ def cases(quick: bool) -> list[Case]:
              {"PyTorch": 1.0}, lambda: _autoencoder(CVAE(), 20, 128, 1)),
         case("dcgan-64", "DCGAN 28x28, both updates, batch 64", "examples",
              {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(64)),
-        case("unet-16", "DDPM U-Net 28x28, batch 16, 10 steps a call", "examples",
-             {**unet, f"{flax} in a scan": 30.0}, lambda: _ddpm(16, quick), 0.4),
+        case("unet-16", f"DDPM U-Net 28x28, batch 16, {few} steps a call", "examples",
+             {**unet, f"{flax} in a scan": 30.0}, lambda: _ddpm(16, few, quick), 0.4),
         case("lm-128", "LM 4 layers of 128, 12 rows of 64, 10 steps a call", "tokens",
              {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(128, 64, 12, 10, True), 0.6),
-        case("lm-256", "LM 4 layers of 256, 16 rows of 128, 10 steps a call", "tokens",
-             {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(256, 128, 16, 10, not quick), 0.6),
+        case("lm-256", f"LM 4 layers of 256, 16 rows of 128, {few} steps a call", "tokens",
+             {"PyTorch": 0.9, flax: 1.5}, lambda: _lm(256, 128, 16, few, not quick), 0.6),
     ]  # fmt: skip
     if not quick:
         found += [
             case("dcgan-32", "DCGAN 28x28, both updates, batch 32", "examples",
                  {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(32)),
             case("unet-64", "DDPM U-Net 28x28, batch 64, 10 steps a call", "examples",
-                 unet, lambda: _ddpm(64, False), 0.4),
+                 unet, lambda: _ddpm(64, few, False), 0.4),
         ]  # fmt: skip
     return found

@@ -64,6 +64,7 @@ def tiny() -> Experiment:
             num_heads=2,
             num_kv_heads=1,
             embed_dim=16,
+            dropout=0.1,
             optimizer=Adam(learning_rate=3e-3),
             ema_decay=0.99,
         ),

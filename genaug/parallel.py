@@ -213,7 +213,7 @@ def _with_kernels(
 def _under_jit(
     step: Any, mesh: DeviceMesh, template: State, accumulate: int, guard: Guard | None
 ) -> Any:
-    """One program over the global arrays; XLA puts the communication in."""
+    """One program over the global arrays; of gradients, `shares` says what devices send."""
 
     def settle(state: State, metrics: Metrics) -> tuple[State, Metrics]:
         leaves = zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True)
@@ -226,7 +226,7 @@ def _under_jit(
         kept = Watched(kept, Usual(whole, whole))  # type: ignore[arg-type]
 
     def over_all(grad: RowsGrad) -> RowsGrad:
-        return shares.over_all(grad, _with_kernels(grad, mesh, own_rows=True), mesh)
+        return shares.over_all(grad, _with_kernels(grad, mesh, own_rows=True), mesh, accumulate)
 
     in_use = partial(shares.in_use, mesh=mesh)
     tell = partial(_told, in_use=in_use, over_all=over_all, accumulate=accumulate)

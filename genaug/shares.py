@@ -1,7 +1,9 @@
-"""Parameters that devices keep in shares: gathered to be computed with, their gradients summed into
-shares again (fully sharded data parallelism: Rajbhandari et al. 2020, ZeRO stage 3).
+"""Gradients over all devices, each of which computes with its own rows and keeps a copy or a share
+of the parameters.
 
-Of a stack of layers in a loop, one layer at a time (`nets.looped`).
+Copies: the gradients are summed once, when they are whole. Shares: they are gathered to be computed
+with, and their gradients summed into shares again (fully sharded data parallelism: Rajbhandari et
+al. 2020, ZeRO stage 3); of a stack of layers in a loop, one layer at a time (`nets.looped`).
 """
 
 from __future__ import annotations
@@ -147,10 +149,11 @@ def in_use(params: Params, mesh: DeviceMesh) -> Params:
     return gathered(params, lying(params, mesh), by_xla(mesh))
 
 
-def over_all(grad: RowsGrad, own: RowsGrad, mesh: DeviceMesh) -> RowsGrad:
+def over_all(grad: RowsGrad, own: RowsGrad, mesh: DeviceMesh, parts: int) -> RowsGrad:
     """Gradients over all devices' rows, of parameters as they are kept, and kept alike.
 
-    own: `grad` again, as each device may compute it of rows of its own.
+    own:   `grad` again, as each device may compute it of rows of its own.
+    parts: in how many it takes rows; where devices cannot share each alike, XLA shares the work.
     """
 
     def of_all(params: Params, rows: Rows, shared: Shared) -> Any:
@@ -160,7 +163,7 @@ def over_all(grad: RowsGrad, own: RowsGrad, mesh: DeviceMesh) -> RowsGrad:
         return found, lax.with_sharding_constraint(grads, places)
 
     def run(params: Params, rows: Rows, shared: Shared) -> Any:
-        split = mesh.shape["fsdp"] > 1 and len(jax.tree.leaves(rows)[0]) % mesh.size == 0
+        split = mesh.size > 1 and len(jax.tree.leaves(rows)[0]) % (mesh.size * parts) == 0
         found, grads = (_of_own(own, mesh) if split else of_all)(params, rows, shared)
         places = layouts.places(layouts.in_shares, grads, mesh)
         return found, lax.with_sharding_constraint(grads, places)
@@ -169,19 +172,21 @@ def over_all(grad: RowsGrad, own: RowsGrad, mesh: DeviceMesh) -> RowsGrad:
 
 
 def _of_own(grad: RowsGrad, mesh: DeviceMesh) -> RowsGrad:
-    """The same of parameters in shares: each device gathers them, computes with its own rows, and
-    keeps its share of the mean over all devices.
+    """The same, each device with its own rows: it gathers parameters that are in shares, and keeps
+    its share of the mean over all devices.
 
-    What devices send each other is said here rather than found by XLA, which would split
-    activations as parameters are kept, and sum all of a gradient where a share of it is kept.
+    What devices send each other is said here rather than found by XLA, which sums a gradient in
+    pieces where it comes from several sides, would split activations as parameters are kept, and
+    sum all of a gradient where a share of it is kept.
     """
 
     def run(params: Params, rows: Rows, shared: Shared) -> Any:
         lie = lying(params, mesh)
+        fetch_layer = fetch(lie, by_device) if mesh.shape["fsdp"] > 1 else None
 
         def on_each(params: Params, rows: Rows, shared: Shared) -> Any:
             params = gathered(params, lie, by_device, looped=True)
-            with spread(mesh.rows), fetching(fetch(lie, by_device)):
+            with spread(mesh.rows), fetching(fetch_layer):
                 found, grads = grad(params, rows, shared)
             return lax.pmean(found, mesh.rows), averaged(grads, lie, mesh)
 

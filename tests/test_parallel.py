@@ -25,7 +25,7 @@ from genaug.devices import Mesh, check_batch_size, make_mesh, use_cpu_cores_as_d
 from genaug.nets import layers
 from genaug.nets.looped import looped
 from genaug.state import SGD, from_loss
-from genaug.types import UserError, row_keys
+from genaug.types import UserError
 
 PACKAGE = Path(genaug.__file__).parent
 
@@ -441,27 +441,46 @@ def test_split_layers_train_as_whole_ones(model):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), *trained)
 
 
-@pytest.mark.parametrize(
-    "mesh, parts", [(Mesh(data=2), 2), (Mesh(data=4, strategy="pmap"), 1), (Mesh(fsdp=4), 1)]
-)
-def test_dropout_differs_between_parts_and_between_devices(mesh, parts):
-    """Several parts or shares of equal examples: with one mask for all they would lose alike."""
+class Dropping(nn.Module):
+    """Two dropouts, one in a layer."""
 
-    def init(key):
-        return {"params": {"w": jnp.ones(16)}}
+    @nn.compact
+    def __call__(self, x, index):
+        x = nn.Dense(16)(layers.Dropout(0.25)(x, index))
+        return layers.Dropout(0.5)(x, index)
+
+
+@pytest.mark.parametrize(
+    "mesh, parts",
+    [
+        (Mesh(data=1), 2), (Mesh(data=2), 2), (Mesh(data=4), 1), (Mesh(data=8), 2),
+        (Mesh(data=4, strategy="pmap"), 1), (Mesh(fsdp=4, min_split=1), 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_dropout_is_the_same_on_any_devices_in_any_parts(mesh, parts):
+    net = Dropping()
 
     def loss(variables, batch, key):
-        keep = jax.random.bernoulli(row_keys(key, batch)[0], 0.5, (16,))
-        lost = jnp.sum(variables["params"]["w"] * keep * batch["x"][0])
-        return lost, ({"square": lost**2}, {})
+        y = net.apply(variables, batch["x"], batch["index"], rngs={"dropout": key})
+        return jnp.mean(y**2), ({"value": jnp.mean(y)}, {})
 
-    model = from_loss(init, loss, lambda weights, key, cond: {}, SGD())
-    devices = make_mesh(mesh)
-    run = parallel.compile_steps(model.step, devices, layouts.abstract(model.init, devices), parts)
-    state = parallel.compile_init(model.init, devices)(jax.random.key(0))
-    stack = layouts.split_rows({"x": np.ones((1, 8), np.float32)}, devices, axis=1)
-    _, metrics = run(state, stack, jax.random.key(1), 0)
-    assert metrics["square"] > metrics["loss"] ** 2 + 1e-3
+    def init(key):
+        return net.init(key, jnp.ones((1, 4)), None)
+
+    model = from_loss(init, loss, lambda weights, key, cond: {}, SGD(learning_rate=0.1))
+    stack = {"x": np.ones((2, 8, 4), np.float32), "index": np.arange(16).reshape(2, 8)}
+
+    def trained(mesh, parts):
+        mesh = make_mesh(mesh)
+        template = layouts.abstract(model.init, mesh)
+        run = parallel.compile_steps(model.step, mesh, template, parts)
+        state = parallel.compile_init(model.init, mesh)(jax.random.key(0))
+        state, metrics = run(state, layouts.split_rows(stack, mesh, axis=1), jax.random.key(1), 0)
+        return jax.device_get((state.variables, metrics))
+
+    got, want = trained(mesh, parts), trained(Mesh(data=1), 1)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), got, want)
 
 
 @pytest.mark.parametrize("kept", [False, True])

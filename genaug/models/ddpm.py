@@ -148,17 +148,21 @@ def _predict(
     level: Level,
     label: Array | None,
     description: Array | None,
-    dropout_key: jax.Array | None = None,
+    index: Array | None = None,
+    key: jax.Array | None = None,
 ) -> tuple[Values, Array | float]:
-    """What the network says, and the fraction of the log-variance (`samplers.Denoised`)."""
+    """What the network says, and the fraction of the log-variance (`samplers.Denoised`).
+
+    index, key: the rows' addresses and the key, for dropout in training.
+    """
     raw = network.module.apply(
         {"params": variables["params"]},
         xt.astype(network.config.dtype),
         1000.0 * level.t,
         label,
         description,
-        train=dropout_key is not None,
-        rngs={} if dropout_key is None else {"dropout": dropout_key},
+        index,
+        rngs={} if key is None else {"dropout": key},
     ).astype(jnp.float32)
     if network.config.variance == "learned":
         output, fraction = jnp.split(raw, 2, axis=-1)
@@ -184,9 +188,9 @@ def _loss(
     eps = row_normal(keys_eps, x0.shape[1:])
     xt = noise.diffuse(x0, eps, level)
     label = _hidden(network, batch, keys_label)
-    # One mask for the rows at hand; a part of a batch, or a device's share, has its own.
-    dropout = row_keys(key_dropout, batch)[0]
-    output, fraction = _predict(network, variables, xt, level, label, description, dropout)
+    output, fraction = _predict(
+        network, variables, xt, level, label, description, row_index(batch), key_dropout
+    )
     target = noise.target_of(config.prediction, x0, eps, level)
     error = jnp.mean((output - target) ** 2, axis=(1, 2, 3))
     weight = jnp.ones(n)

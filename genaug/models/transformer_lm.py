@@ -35,7 +35,7 @@ from genaug.types import (
     TokenSpec,
     UserError,
     Weights,
-    row_keys,
+    row_index,
 )
 
 
@@ -89,10 +89,9 @@ class TransformerLM:
         def nll(
             variables: Variables, batch: Batch, key: jax.Array | None = None
         ) -> tuple[Float[Array, "n t"], Bool[Array, "n t"], Bool[Array, "n t"]]:
-            # One mask for the rows at hand; a part of a batch, or a device's share, has its own.
-            rngs = None if key is None else {"dropout": row_keys(key, batch)[0]}
+            rngs, index = (None, None) if key is None else ({"dropout": key}, row_index(batch))
             inputs, segments = batch["tokens"][:, :-1], batch["segments"][:, :-1]
-            logits, _ = net.apply(variables, inputs, segments, train=key is not None, rngs=rngs)
+            logits, _ = net.apply(variables, inputs, segments, index=index, rngs=rngs)
             return target_nll(logits, batch)
 
         def loss(

@@ -92,9 +92,9 @@ class DiTModule(nn.Module):
         level: Float[Array, " n"],
         label: Int[Array, " n"] | None = None,
         augment: Float[Array, "n a"] | None = None,
-        train: bool = False,
+        index: Int[Array, " n"] | None = None,
     ) -> Float[Array, "n h w o"]:
-        """Denoise, in the dtype of x. Dropout draws from the "dropout" key, in training only."""
+        """Denoise, in the dtype of x. `index`, the rows' addresses, is for dropout in training."""
         config = self.config
         dim, patch = config.embed_dim, config.patch_size
         rows, columns = x.shape[1] // patch, x.shape[2] // patch
@@ -108,11 +108,11 @@ class DiTModule(nn.Module):
         h = layers.Dense(dim, name="in")(tokens) + jnp.expand_dims(place, 0)
         if config.scan_blocks:
             stack = looped(_Block, "blocks", config.depth, config.remat)
-            h, _ = stack(config, train)(h, condition)
+            h, _ = stack(config)(h, condition, index)
         else:
             block = nn.remat(_Block) if config.remat else _Block
             for i in range(config.depth):
-                h, _ = block(config, train, name=f"block_{i}")(h, condition)
+                h, _ = block(config, name=f"block_{i}")(h, condition, index)
         shift, scale = _modulations(condition, dim, 2)
         h = _layer_norm(h) * (1.0 + scale) + shift
         h = layers.Dense(patch * patch * self.outputs, kernel_init=_ZEROS, name="out")(h)
@@ -123,15 +123,14 @@ class _Block(nn.Module):
     """Attention, then a perceptron, each normalised, modulated and gated by the condition."""
 
     config: DiT
-    train: bool
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array) -> tuple[Array, None]:
+    def __call__(self, x: Array, condition: Array, index: Array | None) -> tuple[Array, None]:
         config, dim = self.config, x.shape[-1]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = _modulations(condition, dim, 6)
 
         def added(h: Array, gate: Array) -> Array:
-            return gate * nn.Dropout(config.dropout, deterministic=not self.train)(h)
+            return gate * layers.Dropout(config.dropout)(h, index)
 
         h = _layer_norm(x) * (1.0 + scale_a) + shift_a
         x = x + added(SelfAttention(config.num_heads, name="attention")(h), gate_a)

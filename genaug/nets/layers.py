@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from genaug.nets.convolution import conv, conv_transpose
+from genaug.types import row_keys
 
 Initializer = Callable[..., Array]
 
@@ -49,6 +51,29 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         y = conv(x, kernel.astype(x.dtype), (self.strides[0], self.strides[1]))
         return _add_bias(self, y) if self.use_bias else y
+
+
+class Dropout(nn.Module):
+    """`flax.linen.Dropout` (Srivastava et al. 2014), each row's mask by a key of its own.
+
+    So it is the same mask on any devices, and in however many parts a batch is taken.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n ..."], index: Int[Array, " n"] | None
+    ) -> Float[Array, "n ..."]:
+        """x with a share of its values 0 and the others larger; as it is without addresses.
+
+        index: the rows' addresses (`types.row_index`), in training. Masks are of the "dropout" key.
+        """
+        if index is None or self.rate == 0.0:
+            return x
+        keys = row_keys(self.make_rng("dropout"), {"index": index})
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1.0 - self.rate), 0.0)
 
 
 class ConvTranspose(nn.Module):

@@ -168,13 +168,13 @@ class Transformer(nn.Module):
         mask: Bool[Array, "m 1 t s"] | Int[Array, "n t"],
         position: Int[Array, ""] | int = 0,
         cache: Cache | None = None,
-        train: bool = False,
+        index: Int[Array, " n"] | None = None,
     ) -> tuple[Float[Array, "n t v"], Cache | None]:
         """Logits, and the cache with these tokens' keys and values in it.
 
         The tokens stand at `position` and after; `mask` says which of a row's s positions each
         attends to; without a cache s = t, segments may stand for their `document_mask`, and None is
-        returned. Dropout, in training only, draws from the "dropout" key. A cache needs
+        returned. `index`, the rows' addresses, is for dropout in training. A cache needs
         layers that are not scanned.
         """
         position, count = jnp.asarray(position), tokens.shape[1]
@@ -191,21 +191,21 @@ class Transformer(nn.Module):
         else:
             head_dim = self.embed_dim // self.layer.num_heads
             rotation = rotations(position, count, head_dim, self.rope_base)
-        x = nn.Dropout(self.layer.dropout, deterministic=not train)(x.astype(self.dtype))
+        x = layers.Dropout(self.layer.dropout)(x.astype(self.dtype), index)
         if cache is not None:
             written: Cache = []
             for i, one in enumerate(cache):
-                block = _Block(self.layer, train, name=f"layer_{i}")
-                x, new = block(x, mask, rotation, position, one)
+                block = _Block(self.layer, name=f"layer_{i}")
+                x, new = block(x, mask, rotation, index, position, one)
                 written.append(new)
             cache = written
         elif self.scan_layers:
             stack = looped(_Block, "layers", self.num_layers, self.layer.remat)
-            x, _ = stack(self.layer, train)(x, mask, rotation)
+            x, _ = stack(self.layer)(x, mask, rotation, index)
         else:
             one_layer = nn.remat(_Block) if self.layer.remat else _Block
             for i in range(self.num_layers):
-                x, _ = one_layer(self.layer, train, name=f"layer_{i}")(x, mask, rotation)
+                x, _ = one_layer(self.layer, name=f"layer_{i}")(x, mask, rotation, index)
         x = _norm(self.layer, "norm", x)
         if self.tie_embeddings:
             kernel = embed.embedding.T
@@ -239,7 +239,6 @@ class _Block(nn.Module):
     """Attention, then a perceptron, each of the normalised and added to what came in."""
 
     layer: Layer
-    train: bool
 
     @nn.compact
     def __call__(
@@ -247,6 +246,7 @@ class _Block(nn.Module):
         x: Array,
         mask: Array,
         rotation: tuple[Array, Array] | None,
+        index: Array | None,
         position: Array | int = 0,
         cache: tuple[Array, Array] | None = None,
     ) -> tuple[Array, Any]:
@@ -258,7 +258,7 @@ class _Block(nn.Module):
             return layers.Dense(features, layer.use_bias, init, name=name)
 
         def dropped(h: Array) -> Array:
-            return nn.Dropout(layer.dropout, deterministic=not self.train)(h)
+            return layers.Dropout(layer.dropout)(h, index)
 
         h = _norm(layer, "attention_norm", x)
         # Of each group its queries, its key, its value: a device's share of the columns is whole

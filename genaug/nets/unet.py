@@ -114,9 +114,9 @@ class UNetModule(nn.Module):
         level: Float[Array, " n"],
         label: Int[Array, " n"] | None = None,
         augment: Float[Array, "n a"] | None = None,
-        train: bool = False,
+        index: Int[Array, " n"] | None = None,
     ) -> Float[Array, "n h w o"]:
-        """Denoise, in the dtype of x. Dropout draws from the "dropout" key, in training only."""
+        """Denoise, in the dtype of x. `index`, the rows' addresses, is for dropout in training."""
         config, patch = self.config, (self.config.patch_size, self.config.patch_size)
         width = config.features[0]
         condition = nn.silu(
@@ -127,7 +127,7 @@ class UNetModule(nn.Module):
 
         def block(name: str, h: Array, features: int) -> Array:
             block = _Residual(features, config.groups, config.dropout, name=name)
-            return block(h, condition, train)
+            return block(h, condition, index)
 
         def attend(name: str, h: Array) -> Array:
             return _Attention(config.num_heads, config.groups, name=f"{name}_attention")(h)
@@ -171,13 +171,13 @@ class _Residual(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array, train: bool) -> Array:
+    def __call__(self, x: Array, condition: Array, index: Array | None) -> Array:
         h = nn.silu(_group_norm(x.shape[-1], self.groups, "norm_0")(x))
         h = layers.Conv(self.features, name="conv_0")(h)
         film = layers.Dense(2 * self.features, name="condition")(condition)
         scale, shift = jnp.split(jnp.expand_dims(film, (1, 2)), 2, axis=-1)
         h = nn.silu(_group_norm(self.features, self.groups, "norm_1")(h) * (1.0 + scale) + shift)
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = layers.Dropout(self.dropout)(h, index)
         h = layers.Conv(self.features, kernel_init=_ZEROS, name="conv_1")(h)
         if x.shape[-1] != self.features:
             x = layers.Conv(self.features, (1, 1), name="skip")(x)

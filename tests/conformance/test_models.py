@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genaug import checkpoint, export, layouts, parallel
+from genaug import checkpoint, export, hlo, layouts, parallel
 from genaug.bundle import load_sampler
 from genaug.data import batches, pipeline
 from genaug.devices import DeviceMesh, Mesh, make_mesh
@@ -227,6 +228,27 @@ def test_split_states_are_gathered_and_activations_never(case):
     assert gathered
     assert {axes(int(n) for n in shape.split(",")) for shape in gathered} <= state
     assert not re.search(r" (all-to-all|collective-permute)\(", text)
+
+
+def test_copies_send_their_gradients_once_and_nothing_else(case):
+    """But moments of the whole batch, where a net normalises by them, and metrics."""
+    mesh = mesh_of(8)
+    template = layouts.abstract(case.model.init, mesh)
+    run = parallel.compile_steps(case.model.step, mesh, template)
+    stack = layouts.split_rows(case.stack(0, 1), mesh, axis=1)
+    text = run.lower(template, stack, jax.random.key(0), 0).compile().as_text()
+    found = hlo.measure(text).collectives
+    assert {one.kind for one in found} == {"all-reduce"}
+    size = 4 * sum(
+        math.prod(leaf.shape)
+        for name, leaf in zip(paths(template), jax.tree.leaves(template), strict=True)
+        if re.search(r"(^|/)variables/params/", name)
+    )
+    sent = sum(one.bytes for one in found) / (2 * 7 / 8)  # a ring's, of which each sends so much
+    assert 0.99 * size <= sent, "XLA leaves out what has no gradient"
+    if not any("batch_stats" in name for name in paths(template)):
+        assert sum(one.times for one in found) == 1
+        assert sent <= size + 64
 
 
 def axes(shape: Any) -> tuple[int, ...]:

@@ -183,7 +183,8 @@ def test_dropout_is_random_in_training_alone(key):
 
     def run(train, seed=None):
         keys = {} if seed is None else {"dropout": jax.random.key(seed)}
-        return np.asarray(apply(net)(variables, *args, train=train, rngs=keys))
+        index = jnp.arange(len(args[0])) if train else None
+        return np.asarray(apply(net)(variables, *args, index=index, rngs=keys))
 
     plain, variables, args = make(key)
     np.testing.assert_allclose(run(False), apply(plain)(variables, *args), atol=1e-5)

@@ -23,6 +23,29 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dropout_keeps_what_flax_s_would_each_row_by_its_own_key(dtype, key):
+    x = jax.random.normal(key, (6, 40, 50), dtype)
+    index, rngs = jnp.asarray([3, 0, 1, 2, 5, 3]), {"dropout": key}
+    ours, flax_s = layers.Dropout(0.25), nn.Dropout(0.25, deterministic=False)
+    assert ours.apply({}, x, None) is x
+    y, theirs = ours.apply({}, x, index, rngs=rngs), flax_s.apply({}, x, rngs=rngs)
+    both = (y != 0) & (theirs != 0)
+    np.testing.assert_array_equal(y[both], theirs[both])
+    kept = np.asarray(jnp.mean(y != 0, axis=(1, 2)))
+    np.testing.assert_allclose(kept, 0.75, atol=5 * np.sqrt(0.25 * 0.75 / 2000))
+    ones = jnp.ones_like(x)
+    masks = np.asarray(ours.apply({}, ones, index, rngs=rngs) != 0)
+    one, other = masks[:, None], masks[None]
+    alike = 1 - 2 * 0.25 * 0.75
+    same = np.mean(one == other, axis=(2, 3))
+    apart = index[:, None] != index[None]
+    np.testing.assert_allclose(same[apart], alike, atol=0.06)
+    np.testing.assert_array_equal(same[~apart], 1.0)
+    rows = ours.apply({}, ones[2:4], index[2:4], rngs=rngs)
+    np.testing.assert_array_equal(rows, ours.apply({}, ones, index, rngs=rngs)[2:4])
+
+
 @pytest.mark.parametrize("ours, flax_s, size, kernel, stride", CASES)
 def test_equals_flax(ours, flax_s, size, kernel, stride, key):
     x = jax.random.normal(key, (3, *size, 2))

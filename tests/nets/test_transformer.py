@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from genaug.models.transformer_lm import _net, gpt2
-from genaug.nets import transformer
+from genaug.nets import layers, transformer
 from genaug.types import TokenSpec
 
 VOCAB, CONTEXT, DIM, DEPTH = 101, 16, 32, 2
@@ -263,11 +262,11 @@ def test_a_cache_gives_the_logits_of_whole_rows(net):
 def loss_and_grads(net, params, key=None):
     tokens = some_tokens()
     weight = np.random.default_rng(1).normal(size=(*tokens.shape, VOCAB)).astype(np.float32)
-    rngs = None if key is None else {"dropout": key}
+    rngs, index = (None, None) if key is None else ({"dropout": key}, jnp.arange(len(tokens)))
 
     def loss(params):
         logits, _ = net.apply(
-            {"params": params}, tokens, one_document(tokens), train=key is not None, rngs=rngs
+            {"params": params}, tokens, one_document(tokens), index=index, rngs=rngs
         )
         return jnp.mean(logits * weight), logits
 
@@ -315,9 +314,9 @@ def test_dropout_is_on_the_embeddings_and_twice_in_each_layer_each_its_own(key):
         {"params": made(LLAMA)},
         tokens,
         one_document(tokens),
-        train=True,
+        index=jnp.arange(len(tokens)),
         rngs={"dropout": key},
-        capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
+        capture_intermediates=lambda module, _: isinstance(module, layers.Dropout),
     )
     masks = np.stack([np.asarray(leaf) != 0 for leaf in jax.tree.leaves(kept)])
     assert masks.shape == (1 + 2 * DEPTH, *tokens.shape, DIM)

@@ -242,7 +242,8 @@ def test_dropout_is_random_in_training_alone(key):
 
     def run(train, seed=None):
         keys = {} if seed is None else {"dropout": jax.random.key(seed)}
-        return np.asarray(apply(net)(variables, *args, train=train, rngs=keys))
+        index = jnp.arange(len(args[0])) if train else None
+        return np.asarray(apply(net)(variables, *args, index=index, rngs=keys))
 
     np.testing.assert_array_equal(run(False), output(make(key)))
     np.testing.assert_array_equal(run(True, 1), run(True, 1))
