@@ -63,7 +63,7 @@ def inputs(quick: bool) -> Iterator[dict[str, Any]]:
         alone = count / (time.perf_counter() - began)
         for title, family, steps, per_call in (
             ("CVAE, 400-200 hidden units", CVAE(), count, 50),
-            ("DDPM U-Net 28x28", DDPM(net=UNET), 20, 5),
+            ("DDPM U-Net 28x28", DDPM(net=UNET), 10 if quick else 20, 5),
         ):
             marks = waits(family.make(dataset.spec), stream, steps, per_call)
             # From the first call's metrics on: compilation is not in it.

@@ -84,7 +84,7 @@ def _pythae(config: VAE, stack: Any, noise: Noise, ours: Updates) -> list[Arm]:
     ]
 
 
-def _dcgan(rows: int) -> Race:
+def _dcgan(rows: int, steps: int) -> Race:
     config = GAN
 
     def make(state: Any, wrap: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -98,7 +98,7 @@ def _dcgan(rows: int) -> Race:
         return tuple(dcgan.latents(keys, config.latent_dim) for keys in of)
 
     twin = Twin(make, noise)
-    return race(config.make(IMAGES), images(4, rows), twin, against_flax=True)
+    return race(config.make(IMAGES), images(steps, rows), twin, against_flax=True)
 
 
 def _ddpm(rows: int, steps: int, quick: bool) -> Race:
@@ -216,7 +216,7 @@ def cases(quick: bool) -> list[Case]:
         case("cvae-128", "CVAE, 400-200 hidden units, batch 128, 20 steps a call", "examples",
              {"PyTorch": 1.0}, lambda: _autoencoder(CVAE(), 20, 128, 1)),
         case("dcgan-64", "DCGAN 28x28, both updates, batch 64", "examples",
-             {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(64)),
+             {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(64, 2 if quick else 4)),
         case("unet-16", f"DDPM U-Net 28x28, batch 16, {few} steps a call", "examples",
              {**unet, f"{flax} in a scan": 30.0}, lambda: _ddpm(16, few, quick), 0.4),
         case("lm-128", "LM 4 layers of 128, 12 rows of 64, 10 steps a call", "tokens",
@@ -227,7 +227,7 @@ def cases(quick: bool) -> list[Case]:
     if not quick:
         found += [
             case("dcgan-32", "DCGAN 28x28, both updates, batch 32", "examples",
-                 {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(32)),
+                 {"PyTorch": 1.0, flax: 4.0}, lambda: _dcgan(32, 4)),
             case("unet-64", "DDPM U-Net 28x28, batch 64, 10 steps a call", "examples",
                  unet, lambda: _ddpm(64, few, False), 0.4),
         ]  # fmt: skip
