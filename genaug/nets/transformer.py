@@ -211,7 +211,7 @@ class Transformer(nn.Module):
             kernel = embed.embedding.T
         else:
             kernel = self.param("head", _INIT, (self.embed_dim, self.vocab_size))
-        flat = x.reshape(-1, self.embed_dim)
+        flat = x.reshape(-1, self.embed_dim)  # for TPUs too: XLA would keep such logits twice
         logits = jnp.matmul(flat, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         return logits.reshape(*tokens.shape, self.vocab_size), cache
 

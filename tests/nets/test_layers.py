@@ -167,12 +167,23 @@ def drawn(params, key):
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4), (2, 3, 2, 4)])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_dense_equals_flax(shape, use_bias, key):
+@pytest.mark.parametrize("platform", ["cpu", "default"])
+def test_dense_equals_flax(shape, use_bias, platform, key, monkeypatch):
+    branch = lambda *operands, **branches: branches[platform](*operands)  # noqa: E731
+    monkeypatch.setattr(layers.lax, "platform_dependent", branch)
     x = jax.random.normal(key, shape)
     mine, theirs = layers.Dense(5, use_bias=use_bias), nn.Dense(5, use_bias=use_bias)
     params = theirs.init(key, x)
     jax.tree.map(np.testing.assert_array_equal, params, mine.init(key, x))
     assert_equal_layers(mine, theirs, drawn(params, key), x)
+
+
+@pytest.mark.parametrize("platform, rows", [("cpu", "6x4"), ("tpu", "2x3x4")])
+def test_dense_flattens_on_a_cpu_alone(platform, rows, key):
+    layer, x = layers.Dense(5), jnp.ones((2, 3, 4))
+    made = jax.jit(layer.apply).trace(layer.init(key, x), x)
+    text = made.lower(lowering_platforms=(platform,)).as_text()
+    assert f"(tensor<{rows}xf32>, tensor<4x5xf32>)" in text
 
 
 @pytest.mark.parametrize("layer", [layers.Conv, layers.ConvTranspose, layers.Dense])
