@@ -9,10 +9,11 @@ recipe (600,000 updates of 480 rows). Run here: the net's equality with Hugging 
 rows, all of them finite (`genaug profile experiments/gpt2.py --vocab-size 50256
 --train.batch-size 1 --model.dtype float32`, 2 CPU cores), and `tiny()`. Not run: the training.
 Compiled for 256 TPU v5e (`genaug plan experiments/gpt2.py --vocab-size 50256 --topology v5e-256
---search`, 89 s on 2 CPU cores): at most 58 % MFU at 512 rows an update and 83 % at 2,048, in 2.6
-and 3.9 GiB of 16, data parallel. A net of 6.65 billion parameters, as wide and deep as LLaMA's
-smallest (`--model.num-layers 32 --model.embed-dim 4096 --model.num-heads 32 --mesh.fsdp 32
---train.batch-size 1024`): 7.1 GiB of a chip's 16, of which the state 3.1; at most 81.5 % MFU.
+--search`, 209 s on 2 CPU cores): with `--mesh.fsdp 16` at most 77 % MFU at 512 rows an update and
+83 % at 2,048, in 0.8 and 2.1 GiB of 16; data parallel 59 % at 512. A net of 6.65 billion
+parameters, as wide and deep as LLaMA's smallest (`--model.num-layers 32 --model.embed-dim 4096
+--model.num-heads 32 --mesh.fsdp 32 --train.batch-size 1024`): 6.9 GiB of a chip's 16, of which the
+state 3.1; at most 81.5 % MFU.
 """
 
 import dataclasses
