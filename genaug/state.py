@@ -32,7 +32,7 @@ Variables = dict[str, Any]
 
 Loss = Callable[[Variables, Batch, jax.Array], tuple[Float[Array, ""], tuple[Metrics, Variables]]]
 """`(variables, batch, key) -> (loss, (metrics, new statistics))`: a mean over the examples, each of
-which draws by its own key (`row_keys`)."""
+which draws by its own key (`row_keys`): what is drawn by `key` itself, devices would draw alike."""
 
 
 @dataclass(frozen=True, kw_only=True)

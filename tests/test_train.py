@@ -21,7 +21,7 @@ from genaug.health import TrainingError
 from genaug.logs import MetricLog, read_metrics
 from genaug.state import SGD, Adam, from_loss
 from genaug.train import Hook, Train, fit
-from genaug.types import GenerativeModel, UserError
+from genaug.types import GenerativeModel, UserError, row_keys, row_normal
 
 pytest_plugins = ["tiny_run"]
 
@@ -51,7 +51,7 @@ def linear(optimizer):
     def loss(variables, batch, key):
         x = batch["image"].reshape(-1, 64) / 255.0
         w = variables["params"]["w"]
-        noisy = x + 0.1 * jax.random.normal(key, x.shape)
+        noisy = x + 0.1 * row_normal(row_keys(key, batch), (64,))
         return jnp.mean((noisy @ w @ w.T - x) ** 2), ({}, {})
 
     return from_loss(init, loss, lambda weights, key, cond: {}, optimizer)
