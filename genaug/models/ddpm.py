@@ -151,10 +151,7 @@ def _predict(
     index: Array | None = None,
     key: jax.Array | None = None,
 ) -> tuple[Values, Array | float]:
-    """What the network says, and the fraction of the log-variance (`samplers.Denoised`).
-
-    index, key: the rows' addresses and the key, for dropout in training.
-    """
+    """What the network says, and the log-variance's fraction; index and key are for dropout."""
     raw = network.module.apply(
         {"params": variables["params"]},
         xt.astype(network.config.dtype),
