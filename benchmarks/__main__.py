@@ -13,7 +13,7 @@ that says so.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,23 +93,7 @@ def measured(options: argparse.Namespace, say: Callable[[str], None]) -> dict[st
             for row in of(options.quick):
                 results[part].append(row)
                 say(f"{part}: {row}")
-    results["profiles"] = [
-        {"title": record["title"], "text": _profile(record)}
-        for record in results["cases"]
-        if tables.short_of(record, results["limits"])
-    ]
     return results
-
-
-def _profile(record: Mapping[str, Any]) -> str:
-    """Where the time of a case goes."""
-    from benchmarks import generation, race, training
-
-    part = training if record["part"] == training.PART else generation
-    try:
-        return part.profile_text(record["name"])
-    except Exception as error:  # What was measured is kept all the same.
-        return race.said(error)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.race import Arm, Made, Race, left_out
-from benchmarks.subjects import IMAGES, UNET, sample_flops, sampler, weights_of
+from benchmarks.subjects import IMAGES, UNET, Drawing, sample_flops, weights_of
 from genaug.models.ddpm import DDPM
 from genaug.nets import samplers
 from genaug.types import GenerativeModel, row_keys, row_normal
@@ -57,13 +57,13 @@ class _Torch:
 def _twin(torch_of: Callable[[], _Torch], compiled: bool) -> Made:
     import torch
 
-    from benchmarks import twins
+    from benchmarks import unet_twin
 
     torch._dynamo.reset()
     given = torch_of()
-    net = twins.UNetTwin(given.params, UNET).eval()
+    net = unet_twin.UNetTwin(given.params, UNET).eval()
     one = torch.compile(net) if compiled else net
-    return given.made(lambda noise, label: twins.ddim(one, noise, label, NUM_STEPS))
+    return given.made(lambda noise, label: unet_twin.ddim(one, noise, label, NUM_STEPS))
 
 
 def _diffusers(torch_of: Callable[[], _Torch], loop_of: Callable[[Any], Any]) -> Made:
@@ -87,15 +87,16 @@ def _own(torch_of: Callable[[], _Torch], rows: int) -> Made:
 def _race(solver: samplers.Sampler, rows: int, arms: Callable[[Any], list[Arm]]) -> Race:
     model, cond = model_of(solver), conditions(rows)
     weights = weights_of(model)
-    ours = sampler(model, weights, cond, jax.device_count())
+    ours = Drawing(model, weights, cond)
     want = np.asarray(ours()["image"])
     return Race(
         work=float(rows),
         ours=ours,
         arms=arms(partial(_Torch, weights, cond, want)),
+        profile=partial(ours.profile, NUM_STEPS),
         # The guided branch, twice the work, is the dearer one and is not taken.
         flops=sample_flops(model, weights, cond, NUM_STEPS) / 2,
-        remark=f"genaug on {jax.device_count()} device(s)",
+        remark=f"genaug on {ours.devices} device(s)",
     )
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.twins import LAST, UNetTwin
+from benchmarks.twins import LAST
+from benchmarks.unet_twin import UNetTwin
 from genaug.nets.unet import UNet
 
 

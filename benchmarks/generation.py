@@ -20,10 +20,10 @@ from benchmarks.race import Arm, Case, Made, Race, left_out, quickest
 from benchmarks.subjects import (
     IMAGES,
     UNET,
+    Drawing,
     images,
     lm_config,
     sample_flops,
-    sampler,
     text_spec,
     weights_of,
 )
@@ -34,7 +34,7 @@ from genaug.models.cvae import CVAE
 from genaug.models.dcgan import DCGAN
 from genaug.models.ddpm import DDPM
 from genaug.models.vae import VAE
-from genaug.nets import samplers
+from genaug.profiling import by_kind, kinds_table
 from genaug.transforms import images as transforms
 from genaug.types import GenerativeModel, TokenSpec
 
@@ -69,10 +69,9 @@ def _decoding(rows: int, compiled: bool) -> Race:
     }
     # On one device or one per core, as training: whichever is faster.
     counts = [n for n in sorted({1, jax.device_count()}) if rows % n == 0]
-    calls = [sampler(model, weights, cond, n) for n in counts]
-    found = jax.device_get(calls[0]())
-    best = quickest(calls)
-    ours = calls[best]
+    tried = [Drawing(model, weights, cond, n) for n in counts]
+    found, *_ = (jax.device_get(one()) for one in tried)
+    ours = tried[quickest(tried)]
     assert (found["segments"] > 0).all(), "a row has ended"
     want, start = found["tokens"], np.full(rows, spec.end, np.int64)
     params = jax.device_get(weights["params"])
@@ -116,8 +115,9 @@ def _decoding(rows: int, compiled: bool) -> Race:
             Arm("plain Flax, in a scan", partial(flax_arm, False)),
             Arm("plain Flax, layers in a scan too", partial(flax_arm, True)),
         ],
+        profile=partial(ours.profile, LENGTH - 1),
         flops=sample_flops(model, weights, cond, LENGTH - 1),
-        remark=f"genaug on {counts[best]} device(s)",
+        remark=f"genaug on {ours.devices} device(s)",
     )
 
 
@@ -138,7 +138,9 @@ def _study(num_steps: int, compiled: bool, seeds: int = 10) -> Race:
     condition = _condition(images(1, 1000), num_steps)
     pool, labels = condition.images, condition.labels
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    program = classifier.trainer(config, 10, 0.1, mesh)
+    program: Any = classifier.trainer(config, 10, 0.1, mesh)
+    arguments = (condition, pool[:64]), keys
+    ours = lambda: jax.block_until_ready(program(*arguments))  # noqa: E731
     net = classifier.net_of(config, 10)
     params = jax.jit(net.init)(jax.random.key(0), classifier.to_net(pool[:1]))["params"]
     want = np.asarray(jax.jit(net.apply)({"params": params}, classifier.to_net(pool[:64]))[0])
@@ -175,49 +177,25 @@ def _study(num_steps: int, compiled: bool, seeds: int = 10) -> Race:
 
         return jax.grad(loss)(params)
 
+    def profile() -> str:
+        compiled = program.lower(*arguments).compile()
+        found = by_kind(compiled, ours, seeds // mesh.size, mesh.size, num_steps)
+        return kinds_table(*found, f"a run of {num_steps} updates")
+
     batch = pool[: config.batch_size], labels[: config.batch_size]
     traced = jax.make_jaxpr(step)(*batch)
     return Race(
         work=float(seeds * num_steps * config.batch_size),
-        ours=lambda: jax.block_until_ready(program((condition, pool[:64]), keys)),
+        ours=ours,
         arms=[
             Arm("PyTorch, eager", partial(torch_arm, False), torch=True),
             _compiled(partial(torch_arm, True), compiled),
         ],
+        profile=profile,
         steps=seeds * num_steps,
         flops=flops.of(traced.jaxpr, platform=jax.default_backend()).total,
         remark="logits of equal weights agree; both train from there on their own draws",
     )
-
-
-def profile_text(name: str) -> str:
-    """Where the time of a draw goes, or of one of the study's runs; on one device."""
-    from genaug.profiling import by_kind, kinds_table
-
-    family, size = name.rsplit("-", 1)
-    rows = int(size)
-    index = np.arange(rows, dtype=np.int32)
-    key = jax.random.key(0)
-    if family == "study":
-        config = classifier.Classifier(num_steps=50)
-        program: Any = classifier.replica_fn(config, 10, 0.1)
-        condition = _condition(images(1, 1000), 50)
-        arguments: tuple[Any, ...] = ((condition, condition.images[:64]), key)
-        per, trips = "a run of 50 updates", 50
-    elif family == "decode":
-        model, weights = text_model()
-        program, per, trips = model.sample, "a call", LENGTH - 1
-        cond = {"index": index, "temperature": np.zeros(rows, np.float32)}
-        arguments = (weights, key, cond)
-    else:
-        solver = samplers.DPMSolver() if family == "dpm" else samplers.DDIM()
-        model = denoising.model_of(solver)
-        program, per, trips = model.sample, "a call", denoising.NUM_STEPS
-        arguments = (weights_of(model), key, denoising.conditions(rows))
-    compiled = jax.jit(program).lower(*arguments).compile()
-    call = lambda: jax.block_until_ready(compiled(*arguments))  # noqa: E731
-    call()
-    return kinds_table(*by_kind(compiled, call, 1, 1, trips), per)
 
 
 def cases(quick: bool) -> list[Case]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import peers, twins
+from benchmarks import peers, twins, unet_twin
 from genaug.models.vae import VAE
 from genaug.state import Adam
 
@@ -124,7 +124,7 @@ def sizes(theirs: nn.Module, params: Any, config: Any) -> str:
     """Parameters and operations of both U-Nets in words, by PyTorch's counter."""
     x, level, label = torch.zeros(1, 1, 28, 28), torch.zeros(1), torch.zeros(1, dtype=torch.long)
     own = _size(theirs, x, level)
-    ours = _size(twins.UNetTwin(params, config), x, level, label)
+    ours = _size(unet_twin.UNetTwin(params, config), x, level, label)
     return (
         f"a U-Net of its own: {own[0] / 1e6:.2f} million parameters, {own[1] / 1e9:.2f} GFLOP "
         f"an image and pass; the twin {ours[0] / 1e6:.2f} and {ours[1] / 1e9:.2f}"

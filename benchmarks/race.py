@@ -13,12 +13,12 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 TOLERANCE = 1e-4
 OURS = "genaug"
-_LONG_S, _CLOSE = 1.0, 1.2
+_LONG_S, _CLOSE, _ROUNDS = 1.0, 1.2, 4
 _PAUSE_S = 0.005  # so that one arm's threads have stopped spinning when the next arm begins
 
 
@@ -48,15 +48,28 @@ class Arm(NamedTuple):
     torch: bool = False
 
 
-def quickest(calls: Sequence[Callable[[], object]], rounds: int = 4) -> int:
-    """Which of some calls is the fastest, by the best of a few rounds."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, times in zip(calls, seconds, strict=True):
-            began = time.perf_counter()
+def quickest(
+    calls: Sequence[Callable[[], object]], clock: Callable[[], float] = time.perf_counter
+) -> int:
+    """Which of some calls is the fastest, by the best of a few rounds.
+
+    Of calls that take long one round is enough, unless they are close.
+    """
+    best = [float("inf")] * len(calls)
+    for _ in range(_ROUNDS if len(calls) > 1 else 0):
+        for i, call in enumerate(calls):
+            began = clock()
             call()
-            times.append(time.perf_counter() - began)
-    return min(range(len(calls)), key=lambda i: min(seconds[i]))
+            best[i] = min(best[i], clock() - began)
+        if _is_plain(best):
+            break
+    return min(range(len(calls)), key=best.__getitem__)
+
+
+def _is_plain(seconds: Collection[float]) -> bool:
+    """Whether one time of each tells which of some calls is the fastest."""
+    first, second = sorted(seconds)[:2]
+    return first >= _LONG_S and second >= _CLOSE * first
 
 
 def left_out() -> Made:
@@ -71,13 +84,15 @@ class LeftOut(Exception):
 class Race(NamedTuple):
     """genaug's call and its peers'.
 
-    work:  what a call does, in the case's unit.
-    steps: updates (or samples of one program) in a call, what `flops` and `bytes` are of.
+    work:    what a call does, in the case's unit.
+    profile: where the time of genaug's call goes, as a table.
+    steps:   updates (or samples of one program) in a call, what `flops` and `bytes` are of.
     """
 
     work: float
     ours: Callable[[], object]
     arms: Sequence[Arm]
+    profile: Callable[[], str]
     steps: int = 1
     flops: float = 0.0
     bytes: float = 0.0
@@ -121,6 +136,10 @@ def run(case: Case, rounds: int, clock: Callable[[], float] = time.perf_counter)
         for arm in race.arms:
             arms[arm.name] = _made(arm, calls, clock)
         seconds = timed(calls, rounds, clock)
+        try:
+            profile = race.profile()
+        except Exception as error:  # What was measured is kept all the same.
+            profile = said(error)
     for name, found in seconds.items():
         arms[name]["seconds"] = found
     return {
@@ -131,6 +150,7 @@ def run(case: Case, rounds: int, clock: Callable[[], float] = time.perf_counter)
         "bytes": race.bytes,
         "remark": race.remark,
         "arms": arms,
+        "profile": profile,
     }
 
 
@@ -199,7 +219,7 @@ def fastest_threads(call: Callable[[], object], clock: Callable[[], float]) -> i
         return clock() - began
 
     found = {count: timed(count) for count in sorted({1, len(os.sched_getaffinity(0))})}
-    if min(found.values()) < _LONG_S or max(found.values()) < _CLOSE * min(found.values()):
+    if len(found) > 1 and not _is_plain(found.values()):
         found = {count: min(seconds, timed(count)) for count, seconds in found.items()}
     return min(found, key=found.__getitem__)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from genaug import flops, parallel
+from genaug import flops, layouts, parallel
 from genaug.devices import Mesh, make_mesh
 from genaug.models.dcgan import DCGAN
 from genaug.models.transformer_lm import TransformerLM
 from genaug.models.vae import VAE
 from genaug.nets.autoencoder import MLP
 from genaug.nets.unet import UNet
+from genaug.profiling import by_kind, kinds_table
 from genaug.state import Adam
 from genaug.types import GenerativeModel, LabelSpec, Spec, TokenSpec
 
@@ -71,21 +70,38 @@ def text_spec(length: int) -> Spec:
 
 
 def weights_of(model: GenerativeModel) -> Any:
-    """Weights of a model that was not trained, those that start at zero made random."""
-    state = jax.jit(model.init)(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(model.weights(state))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    filled = [
-        leaf + 0.05 * jax.random.normal(key, leaf.shape) * (jnp.std(leaf) == 0)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, filled)
+    """Weights of a model that was not trained, none of them zero, made without compiling anything.
+
+    Kernels keep the variance of what goes through; scales and variances are about one.
+    """
+    shapes = jax.eval_shape(lambda key: model.weights(model.init(key)), jax.random.key(0))
+    draw = np.random.default_rng(0)
+
+    def filled(path: Any, one: jax.ShapeDtypeStruct) -> np.ndarray:
+        around = 1.0 if path[-1].key in ("scale", "var") else 0.0
+        spread = np.prod(one.shape[:-1]) ** -0.5 if len(one.shape) > 1 else 0.05
+        return np.asarray(around + spread * draw.standard_normal(one.shape), one.dtype)
+
+    return jax.device_put(jax.tree_util.tree_map_with_path(filled, shapes))
 
 
-def sampler(model: GenerativeModel, weights: Any, cond: Any, devices: int) -> Callable[[], Any]:
-    """A call that draws the rows of `cond`."""
-    program = parallel.compile_rows(model.sample, make_mesh(Mesh(data=devices)))
-    return lambda: jax.block_until_ready(program(weights, jax.random.key(0), cond))
+class Drawing:
+    """A call that draws the rows of `cond` on some devices, one per core if `devices` is None."""
+
+    def __init__(self, model: GenerativeModel, weights: Any, cond: Any, devices: int | None = None):
+        mesh = make_mesh(Mesh(data=devices or jax.device_count()))
+        self.program: Any = parallel.compile_rows(model.sample, mesh)
+        self.arguments = layouts.place(weights, mesh), jax.random.key(0), cond
+        self.devices = mesh.size
+
+    def __call__(self) -> Any:
+        """The rows."""
+        return jax.block_until_ready(self.program(*self.arguments))
+
+    def profile(self, trips: int) -> str:
+        """Where the time of a call goes whose loops go round `trips` times."""
+        compiled = self.program.lower(*self.arguments).compile()  # by JAX's cache nothing anew
+        return kinds_table(*by_kind(compiled, self, 1, self.devices, trips), "a call")
 
 
 def sample_flops(model: GenerativeModel, weights: Any, cond: Any, trips: int) -> float:

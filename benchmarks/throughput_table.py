@@ -63,9 +63,9 @@ def document(results: Mapping[str, Any]) -> Iterator[str]:
         "of a model, a twin with the same weights and noise, whose results differ by at most what "
         "stands here (relative; of text, the share of other tokens); one with a net of its own "
         "says how large both are, and has no difference. PyTorch has the faster of one thread and "
-        "all, genaug in training of one device and one per core; of several forms of a "
-        "peer the fastest counts. The process keeps freed memory, as `genaug` does: peers gain by "
-        "it as well."
+        "all, genaug of one device and one per core (a quick run gives the U-Net and the larger LM "
+        "one per core untried); of several forms of a peer the fastest counts. The process keeps "
+        "freed memory, as `genaug` does: peers gain by it as well."
     )
     yield ""
     yield f"![The ratios of every peer, with their spread]({PICTURE})"
@@ -81,6 +81,8 @@ def document(results: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield from against_limits(trained, limits)
     yield from _rest(results)
+    if limits:
+        yield from _profiles([r for r in results["cases"] if short_of(r, limits)])
 
 
 def races(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -221,11 +223,23 @@ def _rest(results: Mapping[str, Any]) -> Iterator[str]:
             for one in found
         ]
         yield from table(head, rows)
-    for one in results.get("profiles", ()):
-        yield f"## Why: {one['title']}"
+
+
+def _profiles(short: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Where the time goes of what is slower than wanted."""
+    if short:
+        yield "## Why some are short"
+        yield ""
+        yield (
+            "genaug's calls traced, after the races: a device's milliseconds, the mean over the "
+            "devices that the remarks name, and the bytes that its program moves."
+        )
+        yield ""
+    for record in short:
+        yield f"### {record['title']}"
         yield ""
         yield "```"
-        yield one["text"]
+        yield record["profile"]
         yield "```"
         yield ""
 

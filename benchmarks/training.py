@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from benchmarks.race import Arm, Case, Made, Race
 from benchmarks.subjects import GAN, IMAGES, SMALL, UNET, images, lm_config, text_spec, texts
 from benchmarks.updates import Noise, Twin, Updates, race, torch_arm
-from genaug.devices import Mesh, make_mesh
 from genaug.models import dcgan
 from genaug.models.cvae import CVAE
 from genaug.models.ddpm import DDPM, spread
@@ -20,7 +19,6 @@ from genaug.models.vae import VAE
 from genaug.state import Adam
 from genaug.types import (
     Batch,
-    Spec,
     TokenSpec,
     row_index,
     row_keys,
@@ -105,10 +103,10 @@ def _ddpm(rows: int, steps: int, quick: bool) -> Race:
     config = DDPM(net=UNET)
 
     def make(state: Any, wrap: Callable[[Any], Any]) -> Callable[..., Any]:
-        from benchmarks import twins
+        from benchmarks import unet_twin
 
-        net = twins.UNetTwin(state.variables["params"], UNET)
-        whole = twins.Diffusion(net, 10, config.label_dropout)
+        net = unet_twin.UNetTwin(state.variables["params"], UNET)
+        whole = unet_twin.Diffusion(net, 10, config.label_dropout)
         return _updates(config, wrap(whole.loss), net)
 
     def noise(key: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
@@ -129,15 +127,15 @@ def _ddpm(rows: int, steps: int, quick: bool) -> Race:
 
     stack = images(steps, rows)
     return race(config.make(IMAGES), stack, Twin(make, noise), compiled=not quick,
-                against_flax=True, scanned=not quick and rows == 16,
+                against_flax=True, scanned=not quick and rows == 16, single=not quick,
                 libraries=libraries)  # fmt: skip
 
 
 def _diffusers(config: DDPM, state: Any, wrap: Callable[[Any], Any]) -> Callable[..., Any]:
-    from benchmarks import diffusers_twin, twins
+    from benchmarks import diffusers_twin, unet_twin
 
     net = diffusers_twin.unet(state.variables["params"], UNET, IMAGES["image"].shape[:2])
-    whole = twins.Diffusion(diffusers_twin.called(net), 10, config.label_dropout)
+    whole = unet_twin.Diffusion(diffusers_twin.called(net), 10, config.label_dropout)
     return _updates(config, wrap(whole.loss), net)
 
 
@@ -175,28 +173,8 @@ def _lm(dim: int, context: int, rows: int, steps: int, compiled: bool) -> Race:
 
     twin = Twin(make, lambda key, batch: ())
     stack = texts(steps, rows, context + 1)
-    return race(config.make(spec), stack, twin, compiled=compiled, against_flax=True)
-
-
-def profile_text(name: str) -> str:
-    """Where the time of an update of a case goes."""
-    from genaug.profiling import kinds_table, profile
-
-    configs: dict[str, tuple[Any, Spec]] = {
-        "vae": (SMALL, IMAGES),
-        "cvae": (CVAE(), IMAGES),
-        "dcgan": (GAN, IMAGES),
-        "unet": (DDPM(net=UNET), IMAGES),
-    }
-    family, size = name.rsplit("-", 1)
-    if family == "lm":
-        spec, rows = (text_spec(65), 12) if size == "128" else (text_spec(129), 16)
-        config: Any = lm_config(int(size))
-    else:
-        (config, spec), rows = configs[family], 32 if size == "small" else int(size)
-    model = config.make(spec)
-    found = profile(model, spec, make_mesh(Mesh(data=1)), rows)
-    return kinds_table(found.bytes, found.seconds, "an update")
+    return race(config.make(spec), stack, twin, compiled=compiled, against_flax=True,
+                single=compiled)  # fmt: skip
 
 
 def cases(quick: bool) -> list[Case]:

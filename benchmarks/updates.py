@@ -19,6 +19,7 @@ from benchmarks import plain
 from benchmarks.race import Arm, Made, Race, left_out, quickest
 from genaug import flops, hlo, layouts, parallel
 from genaug.devices import Mesh, make_mesh
+from genaug.profiling import by_kind, kinds_table
 from genaug.types import Batch, GenerativeModel
 
 KEY = 7
@@ -71,11 +72,10 @@ class Updates:
             loss = self._once()
         return jax.block_until_ready(loss)
 
-
-def fastest(model: GenerativeModel, stack: Any, calls: int) -> Updates:
-    """On one device or one per core (`--mesh.data`), whichever is faster: PyTorch chooses too."""
-    found = [Updates(model, stack, n, calls) for n in sorted({1, jax.device_count()})]
-    return found[quickest(found)]
+    def profile(self) -> str:
+        """Where the time of an update goes, by kind of operation."""
+        once = lambda: jax.block_until_ready(self._once())  # noqa: E731
+        return kinds_table(*by_kind(self.program, once, self.steps, self.devices), "an update")
 
 
 def race(
@@ -87,14 +87,20 @@ def race(
     compiled: bool = True,
     against_flax: bool = False,
     scanned: bool = False,
+    single: bool = True,
     libraries: Callable[[Updates], Sequence[Arm]] = lambda ours: (),
 ) -> Race:
     """genaug's updates against its twin's, eager and compiled, libraries', and plain Flax's.
 
     compiled:  whether PyTorch's compiler is waited for.
+    single:    whether one device is tried as well as one per core (`--mesh.data`), and the faster
+               taken, as PyTorch has the faster number of threads.
     libraries: more arms, of genaug's compiled updates.
     """
-    ours = fastest(model, stack, calls)
+    counts = sorted({1, jax.device_count()}) if single else [jax.device_count()]
+    tried = [Updates(model, stack, n, calls) for n in counts]
+    ours = tried[quickest(tried)]
+    del tried  # and what the slower one holds
     first = {name: value[0] for name, value in stack.items()}
     state = jax.eval_shape(model.init, jax.random.key(0))
     traced = jax.make_jaxpr(model.step)(state, first, jax.random.key(0))
@@ -118,6 +124,7 @@ def race(
         work=float(steps * rows * per_row),
         ours=ours,
         arms=arms,
+        profile=ours.profile,
         steps=steps,
         flops=flops.of(traced.jaxpr, platform=jax.default_backend()).total,
         bytes=ours.bytes,

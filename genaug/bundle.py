@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from genaug.data.synthetic import SyntheticSource
-from genaug.parallel import compile_over_rows, on_all, over_rows
+from genaug.foreign import compile_over_rows, on_all, over_rows
 from genaug.sampling import Rows, Sampler, check_cond
 from genaug.types import CondField, DataError, LabelSpec, Spec, TokenSpec, UserError
 

@@ -51,7 +51,7 @@ def raced(rounds=3):
         race.Arm("other, broken", broken),
     ]
     ours = clock.call("ours", 100.0, 2.0, 3.0, 4.0)
-    make = lambda: race.Race(10.0, ours, arms, 2, 6e9, 4e9, "said")  # noqa: E731
+    make = lambda: race.Race(10.0, ours, arms, broken, 2, 6e9, 4e9, "said")  # noqa: E731
     return race.run(case(make), rounds, clock), clock
 
 
@@ -76,6 +76,30 @@ def test_an_arm_that_differs_or_breaks_is_not_timed_and_says_so():
     assert race.best(raced()[0], "other") is None
 
 
+def test_a_profile_is_kept_and_one_that_breaks_says_so():
+    assert raced()[0]["profile"] == "RuntimeError: no / compiler"
+    clock = Clock()
+    made = lambda: race.Race(1.0, clock.call("ours", 1.0), [], lambda: "a table")  # noqa: E731
+    assert race.run(case(made), 2, clock)["profile"] == "a table"
+
+
+@pytest.mark.parametrize(
+    "slow, fast, rounds",
+    [
+        ([3.0], [1.5], 1),  # long, and far apart
+        ([1.9, 1.2], [1.7], 2),  # long and close: until they are not
+        ([0.3], [0.1], 4),  # short: one round says little
+    ],
+)
+def test_long_calls_are_told_apart_by_one_round_unless_they_are_close(slow, fast, rounds):
+    clock = Clock()
+    calls = [clock.call("slow", *slow), clock.call("fast", *fast)]
+    assert race.quickest(calls, clock) == (len(slow) == 1)
+    assert clock.calls == ["slow", "fast"] * rounds
+    assert race.quickest([calls[0]], clock) == 0
+    assert len(clock.calls) == 2 * rounds  # one has no rival
+
+
 def test_a_peer_with_a_net_of_its_own_is_timed_and_one_that_is_not_here_says_so():
     clock = Clock()
 
@@ -87,7 +111,7 @@ def test_a_peer_with_a_net_of_its_own_is_timed_and_one_that_is_not_here_says_so(
         race.Arm("library", missing),
     ]
     ours = clock.call("ours", 100.0, 2.0)
-    make = lambda: race.Race(1.0, ours, arms, remark="of both")  # noqa: E731
+    make = lambda: race.Race(1.0, ours, arms, str, remark="of both")  # noqa: E731
     found = race.run(case(make, {"own": 1.0, "library": 1.0}), 3, clock)
     own, library = map(cells, list(tables.races([found]))[2:4])
     assert own[1:4] + own[5:7] == ["own", "3.00 (3.00 to 3.00)", "3.00", "yes", ""]
@@ -99,7 +123,7 @@ def test_a_peer_with_a_net_of_its_own_is_timed_and_one_that_is_not_here_says_so(
 def test_a_nan_is_a_difference():
     clock = Clock()
     arms = [arm("peer", clock.call("peer", 1.0), difference=float("nan"))]
-    make = lambda: race.Race(1.0, clock.call("ours", 1.0), arms)  # noqa: E731
+    make = lambda: race.Race(1.0, clock.call("ours", 1.0), arms, str)  # noqa: E731
     assert "failed" in race.run(case(make), 2, clock)["arms"]["peer"]
 
 
@@ -245,15 +269,18 @@ def test_a_run_that_was_kept_is_written_and_drawn_again(monkeypatch, tmp_path):
     record = drawn(genaug=[1.0] * 3, lost=[1.0] * 3, held=[4.0] * 3)
     machine = {"versions": {"jax": "1"}, "processor": "p", "cores": 2, "memory_gib": 8,
                "system": "s"}  # fmt: skip
-    profile = {"title": "a < b", "text": "kind of operation"}
-    path = history.write(tmp_path, {"command": "c", "rounds": 3, "machine": machine,
-                                    "cases": [record], "profiles": [profile]})  # fmt: skip
+    other = {**drawn(genaug=[1.0] * 3), "title": "b", "must": {}, "profile": "not short"}
+    results = {"command": "c", "rounds": 3, "machine": machine,
+               "limits": {"flops": 1.0, "bandwidth": 1.0},
+               "cases": [{**record, "profile": "kind of operation"}, other]}  # fmt: skip
+    path = history.write(tmp_path, results)
     monkeypatch.setattr(main, "RESULTS", tmp_path / "RESULTS.md")
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--table", str(path), "--write"])
     main.main()
     page = (tmp_path / "RESULTS.md").read_text()
     assert f"({tables.PICTURE})" in page
-    assert "## Why: a < b\n\n```\nkind of operation\n```" in page
+    assert "### a < b\n\n```\nkind of operation\n```" in page
+    assert "not short" not in page
     svg = "{http://www.w3.org/2000/svg}"
     root = ET.parse(tmp_path / tables.PICTURE).getroot()
     texts = [one.text for one in root.iter(f"{svg}text")]
