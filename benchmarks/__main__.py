@@ -30,9 +30,7 @@ PARTS = ("training", "generation", "study", "generators", "inputs", "starts")
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    made.add_argument(
-        "--quick", action="store_true", help="fewer cases and rounds: 10 to 15 minutes"
-    )
+    made.add_argument("--quick", action="store_true", help="fewer cases and rounds: 10 minutes")
     made.add_argument("--only", action="append", metavar="NAME",
                       help=f"a part ({', '.join(PARTS)}) or a case; more than once")  # fmt: skip
     made.add_argument("--rounds", type=int,
