@@ -22,7 +22,6 @@ from genaug import layouts, shares
 from genaug.devices import DeviceMesh
 from genaug.guard import Guard, Usual, Watched
 from genaug.nets import flash
-from genaug.nets.looped import fetching
 from genaug.state import NetworkState, RowsGrad, RowsLoss, accumulated, value_and_grad
 from genaug.types import Batch, Metrics, State, Weights
 
@@ -311,17 +310,13 @@ def compile_rows(
 ) -> Callable[..., Any]:
     """A function of rows, `(weights, key, rows) -> rows`, with its rows split over the devices.
 
+    What it says of a row may not depend on other rows: each device computes with its own (where
+    `tensor` is 1, and `lax.psum` over `mesh.rows` asks the others).
     The weights may lie anywhere; they are gathered to be used: all at once, or with `looped` those
     of layers in a loop when it comes to them, which suits what passes through a net but once.
     """
-
-    def run(weights: Weights, key: jax.Array, rows: Batch) -> Any:
-        lie, gather = shares.lying(weights, mesh), shares.by_xla(mesh)
-        weights = shares.gathered(weights, lie, gather, looped)
-        with fetching(shares.fetch(lie, gather) if looped else None):
-            return function(weights, key, rows)
-
-    program = _with_kernels(run, mesh)
+    own = _with_kernels(function, mesh, own_rows=True)
+    program = shares.drawn(_with_kernels(function, mesh), own, mesh, looped)
     return _of_rows(program, mesh, in_shardings=(None, layouts.whole(mesh), layouts.split(mesh)))
 
 

@@ -1,5 +1,5 @@
-"""Gradients over all devices, each of which computes with its own rows and keeps a copy or a share
-of the parameters.
+"""Gradients over all devices, and draws: each device computes with its own rows and keeps a copy or
+a share of the parameters.
 
 Copies: the gradients are summed once, when they are whole. Shares: they are gathered to be computed
 with, and their gradients summed into shares again (fully sharded data parallelism: Rajbhandari et
@@ -190,18 +190,59 @@ def _of_own(grad: RowsGrad, mesh: DeviceMesh) -> RowsGrad:
                 found, grads = grad(params, rows, shared)
             return lax.pmean(found, mesh.rows), averaged(grads, lie, mesh)
 
-        def along_rows(lies: Lying) -> PartitionSpec:
-            return PartitionSpec(*(None if name == "tensor" else name for name in lies.kept))
-
-        kept = jax.tree.map(along_rows, lie)
-        program = jax.shard_map(
-            on_each,
-            mesh=mesh.devices,
-            in_specs=(kept, PartitionSpec(mesh.rows), PartitionSpec()),
-            out_specs=(PartitionSpec(), kept),
-            axis_names=set(mesh.rows),
-            check_vma=False,
-        )
-        return program(params, rows, shared)
+        return _on_devices(on_each, mesh, lie, (PartitionSpec(), _kept(lie)))(params, rows, shared)
 
     return run
+
+
+Draw = Callable[[Any, jax.Array, Any], Any]
+"""`(weights, key, rows) -> rows`, a row of which depends on no other."""
+
+
+def drawn(draw: Draw, own: Draw, mesh: DeviceMesh, looped: bool) -> Draw:
+    """The same, over all devices, of weights in shares or not; each device with its own rows.
+
+    No device asks another for anything but its share of the weights: a loop that goes on until the
+    device's rows are done waits for nobody else's. Where "tensor" splits the weights, devices speak
+    in such a loop, and XLA nowhere promises that some may leave it earlier: there all go on
+    together.
+    own:    `draw` again, as each device may compute it of rows of its own.
+    looped: the weights of a stack of layers are gathered in its loop, not before.
+    """
+
+    def together(weights: Any, key: jax.Array, rows: Any) -> Any:
+        lie, gather = lying(weights, mesh), by_xla(mesh)
+        with fetching(fetch(lie, gather) if looped else None):
+            return draw(gathered(weights, lie, gather, looped), key, rows)
+
+    def run(weights: Any, key: jax.Array, rows: Any) -> Any:
+        lie = lying(weights, mesh)
+
+        def on_each(weights: Any, rows: Any, key: jax.Array) -> Any:
+            with fetching(fetch(lie, by_device) if looped else None):
+                return own(gathered(weights, lie, by_device, looped), key, rows)
+
+        return _on_devices(on_each, mesh, lie, PartitionSpec(mesh.rows))(weights, rows, key)
+
+    return together if mesh.shape["tensor"] > 1 else run
+
+
+def _kept(lie: Any) -> Any:
+    """How parameters are split over the devices that have rows of their own."""
+
+    def one(lies: Lying) -> PartitionSpec:
+        return PartitionSpec(*(None if name == "tensor" else name for name in lies.kept))
+
+    return jax.tree.map(one, lie)
+
+
+def _on_devices(function: Callable[..., Any], mesh: DeviceMesh, lie: Any, results: Any) -> Any:
+    """`(parameters, rows, what all share)` on every device: what it keeps of the first two."""
+    return jax.shard_map(
+        function,
+        mesh=mesh.devices,
+        in_specs=(_kept(lie), PartitionSpec(mesh.rows), PartitionSpec()),
+        out_specs=results,
+        axis_names=set(mesh.rows),
+        check_vma=False,
+    )

@@ -88,7 +88,8 @@ def test_gradients_over_eight_devices_are_reduced_once_a_round(optimized):
 
     def program(weights, key, rows):
         def body(w, _):
-            return w - jax.grad(lambda w: jnp.mean((rows["x"] @ w) ** 2))(w), None
+            grad = jax.grad(lambda w: jnp.mean((rows["x"] @ w) ** 2))(w)
+            return w - lax.pmean(grad, mesh.rows), None
 
         return {"y": rows["x"] @ lax.scan(body, weights, None, rounds)[0]}
 

@@ -251,6 +251,17 @@ def test_copies_send_their_gradients_once_and_nothing_else(case):
         assert sent <= size + 64
 
 
+def test_draws_ask_other_devices_for_nothing(case):
+    """Not even whether their rows are done; of weights in shares for what they lack, once."""
+    key, cond = jax.random.key(0), cond_of(case, 16)
+    weights = jax.eval_shape(lambda key: case.model.weights(case.model.init(key)), key)
+    for mesh, kinds in ((mesh_of(8), set()), (mesh_of(2, fsdp=4), {"all-gather"})):
+        lowered = parallel.compile_rows(case.model.sample, mesh).lower(weights, key, cond)
+        found = hlo.measure(lowered.compile().as_text()).collectives
+        assert {one.kind for one in found} == kinds
+        assert sum(one.times for one in found) <= len(jax.tree.leaves(weights))
+
+
 def axes(shape: Any) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
 
