@@ -212,8 +212,8 @@ def cases(quick: bool) -> list[Case]:
             for rows in (1, 16, 64)
         ),
         Case("study-10", STUDY, "downstream study: 10 seeds of the classifier, "
-             f"{50 if quick else 400} updates", "examples", {"PyTorch": 3.0},
-             lambda: _study(50 if quick else 400, not quick)),
+             f"{25 if quick else 400} updates", "examples", {"PyTorch": 3.0},
+             lambda: _study(25 if quick else 400, not quick)),
     ]  # fmt: skip
     if not quick:
         found.insert(1, Case("dpm-16", PART, f"DPM-Solver++(2M), {steps}", "samples",

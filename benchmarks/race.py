@@ -13,12 +13,13 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 TOLERANCE = 1e-4
 OURS = "genaug"
-_LONG_S, _CLOSE, _ROUNDS = 1.0, 1.2, 4
+_LONG_S, _CLOSE, _ROUNDS = 0.3, 1.2, 4
 _PAUSE_S = 0.005  # so that one arm's threads have stopped spinning when the next arm begins
 
 
@@ -53,28 +54,23 @@ def quickest(
 ) -> int:
     """Which of some calls is the fastest, by the best of a few rounds.
 
-    Of calls that take long one round is enough, unless they are close.
+    Of calls that take long one round is enough, or two if they are close.
     """
     best = [float("inf")] * len(calls)
-    for _ in range(_ROUNDS if len(calls) > 1 else 0):
+    for number in range(_ROUNDS if len(calls) > 1 else 0):
         for i, call in enumerate(calls):
             began = clock()
             call()
             best[i] = min(best[i], clock() - began)
-        if _is_plain(best):
+        first, second = sorted(best)[:2]
+        if first >= _LONG_S and (number or second >= _CLOSE * first):
             break
     return min(range(len(calls)), key=best.__getitem__)
 
 
-def _is_plain(seconds: Collection[float]) -> bool:
-    """Whether one time of each tells which of some calls is the fastest."""
-    first, second = sorted(seconds)[:2]
-    return first >= _LONG_S and second >= _CLOSE * first
-
-
 def left_out() -> Made:
-    """In the place of an arm's `make`: it takes longer to get ready than a quick run has."""
-    raise LeftOut("minutes to compile; in the full run alone")
+    """In the place of an arm's `make`: it takes longer than a quick run has."""
+    raise LeftOut("takes long; in the full run alone")
 
 
 class LeftOut(Exception):
@@ -206,22 +202,14 @@ def timed(
 
 
 def fastest_threads(call: Callable[[], object], clock: Callable[[], float]) -> int:
-    """One thread of PyTorch's or one per core, whichever is faster for this call.
+    """One thread of PyTorch's or one per core, whichever is faster for this call."""
 
-    Of calls that take long one each is timed, unless they are close.
-    """
-
-    def timed(count: int) -> float:
+    def on(count: int) -> object:
         _set_threads(count)
-        call()
-        began = clock()
-        call()
-        return clock() - began
+        return call()
 
-    found = {count: timed(count) for count in sorted({1, len(os.sched_getaffinity(0))})}
-    if len(found) > 1 and not _is_plain(found.values()):
-        found = {count: min(seconds, timed(count)) for count, seconds in found.items()}
-    return min(found, key=found.__getitem__)
+    counts = sorted({1, len(os.sched_getaffinity(0))})
+    return counts[quickest([partial(on, count) for count in counts], clock)]
 
 
 def _set_threads(count: int) -> None:

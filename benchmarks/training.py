@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.race import Arm, Case, Made, Race
+from benchmarks.race import Arm, Case, Made, Race, left_out
 from benchmarks.subjects import GAN, IMAGES, SMALL, UNET, images, lm_config, text_spec, texts
 from benchmarks.updates import Noise, Twin, Updates, race, torch_arm
 from genaug.models import dcgan
@@ -151,7 +151,8 @@ def _own_diffusion(config: DDPM, stack: Any, ours: Updates) -> Made:
     return Made(lambda: float([step(batch) for batch in batches][-1]), None, remark)
 
 
-def _lm(dim: int, context: int, rows: int, steps: int, compiled: bool) -> Race:
+def _lm(dim: int, context: int, rows: int, steps: int, whole: bool) -> Race:
+    """whole: with what takes long to get ready or to run."""
     config, spec = lm_config(dim), text_spec(context + 1)
 
     def make(state: Any, wrap: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -173,8 +174,9 @@ def _lm(dim: int, context: int, rows: int, steps: int, compiled: bool) -> Race:
 
     twin = Twin(make, lambda key, batch: ())
     stack = texts(steps, rows, context + 1)
-    return race(config.make(spec), stack, twin, compiled=compiled, against_flax=True,
-                single=compiled)  # fmt: skip
+    flax = [] if whole else [Arm("plain Flax, a step a call", left_out)]
+    return race(config.make(spec), stack, twin, compiled=whole, against_flax=whole, single=whole,
+                libraries=lambda ours: flax)  # fmt: skip
 
 
 def cases(quick: bool) -> list[Case]:

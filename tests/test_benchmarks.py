@@ -87,11 +87,11 @@ def test_a_profile_is_kept_and_one_that_breaks_says_so():
     "slow, fast, rounds",
     [
         ([3.0], [1.5], 1),  # long, and far apart
-        ([1.9, 1.2], [1.7], 2),  # long and close: until they are not
-        ([0.3], [0.1], 4),  # short: one round says little
+        ([1.9, 1.6], [1.7], 2),  # long and close
+        ([0.3], [0.1], 4),  # short: a round says little
     ],
 )
-def test_long_calls_are_told_apart_by_one_round_unless_they_are_close(slow, fast, rounds):
+def test_long_calls_are_told_apart_by_a_round_or_two(slow, fast, rounds):
     clock = Clock()
     calls = [clock.call("slow", *slow), clock.call("fast", *fast)]
     assert race.quickest(calls, clock) == (len(slow) == 1)
