@@ -90,7 +90,7 @@ class Drawing:
 
     def __init__(self, model: GenerativeModel, weights: Any, cond: Any, devices: int | None = None):
         mesh = make_mesh(Mesh(data=devices or jax.device_count()))
-        self.program: Any = parallel.compile_rows(model.sample, mesh)
+        self.program: Any = parallel.compile_draws(model.sample, mesh)
         self.arguments = layouts.place(weights, mesh), jax.random.key(0), cond
         self.devices = mesh.size
 

@@ -145,7 +145,7 @@ def of_model(name: str, model: Any, weights: Any, spec: Spec, began: float) -> S
     def draws(size: int) -> tuple[Draw, int]:
         count = max(n for n in range(1, jax.device_count() + 1) if size % n == 0)
         mesh = make_mesh(Mesh(data=count))
-        program = parallel.compile_rows(model.sample, mesh)
+        program = parallel.compile_draws(model.sample, mesh)
         placed, key = layouts.place(weights, mesh), jax.random.key(0)
         return lambda first: program(placed, key, cond_of(model.cond, first, size)), count
 

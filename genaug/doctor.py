@@ -10,13 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 
 from genaug import checkpoint, layouts, parallel, runs
 from genaug.data import catalogue
 from genaug.devices import Mesh, make_mesh
 from genaug.processes import agree, barrier, check_shared, gathered, is_first, token
-from genaug.types import Batch, UserError
+from genaug.types import UserError
 
 EXTRAS = {
     "demo": ("mlxtend", "imblearn"),
@@ -72,11 +71,7 @@ def _all_reduced() -> str:
     """The sum over all devices of one number from each."""
     mesh = make_mesh(Mesh())
     rows = {"x": np.arange(1.0, mesh.size + 1, dtype=np.float32)}
-
-    def of_all(_: Any, key: jax.Array, rows: Batch) -> Batch:
-        return {"x": 0 * rows["x"] + lax.psum(rows["x"].sum(), mesh.rows)}
-
-    add = parallel.compile_rows(of_all, mesh)
+    add = parallel.compile_rows(lambda _, key, rows: {"x": 0 * rows["x"] + rows["x"].sum()}, mesh)
     found = jax.device_get(add({}, jax.random.key(0), rows))["x"]
     if not np.all(found == rows["x"].sum()):
         raise UserError(

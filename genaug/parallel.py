@@ -22,6 +22,7 @@ from genaug import layouts, shares
 from genaug.devices import DeviceMesh
 from genaug.guard import Guard, Usual, Watched
 from genaug.nets import flash
+from genaug.nets.looped import fetching
 from genaug.state import NetworkState, RowsGrad, RowsLoss, accumulated, value_and_grad
 from genaug.types import Batch, Metrics, State, Weights
 
@@ -310,13 +311,32 @@ def compile_rows(
 ) -> Callable[..., Any]:
     """A function of rows, `(weights, key, rows) -> rows`, with its rows split over the devices.
 
-    What it says of a row may not depend on other rows: each device computes with its own (where
-    `tensor` is 1, and `lax.psum` over `mesh.rows` asks the others).
     The weights may lie anywhere; they are gathered to be used: all at once, or with `looped` those
     of layers in a loop when it comes to them, which suits what passes through a net but once.
     """
-    own = _with_kernels(function, mesh, own_rows=True)
-    program = shares.drawn(_with_kernels(function, mesh), own, mesh, looped)
+
+    def run(weights: Weights, key: jax.Array, rows: Batch) -> Any:
+        lie, gather = shares.lying(weights, mesh), shares.by_xla(mesh)
+        weights = shares.gathered(weights, lie, gather, looped)
+        with fetching(shares.fetch(lie, gather) if looped else None):
+            return function(weights, key, rows)
+
+    program = _with_kernels(run, mesh)
+    return _of_rows(program, mesh, in_shardings=(None, layouts.whole(mesh), layouts.split(mesh)))
+
+
+def compile_draws(
+    sample: Callable[[Weights, jax.Array, Batch], Batch], mesh: DeviceMesh
+) -> Callable[..., Any]:
+    """A model's `sample` with its rows split over the devices, each of which waits for no other: a
+    loop that goes on until all rows are done ends for a device with its own.
+
+    Where "tensor" splits the weights, devices speak with each other in such a loop, and XLA nowhere
+    promises that some may leave it earlier: there all go on together.
+    """
+    if mesh.shape["tensor"] > 1:
+        return compile_rows(sample, mesh)
+    program = shares.drawn(_with_kernels(sample, mesh, own_rows=True), mesh)
     return _of_rows(program, mesh, in_shardings=(None, layouts.whole(mesh), layouts.split(mesh)))
 
 

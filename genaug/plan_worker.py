@@ -142,7 +142,7 @@ def _sampler(model: GenerativeModel, mesh: DeviceMesh, trips: int) -> dict[str, 
     }
     cond = _rows({"index": jax.ShapeDtypeStruct((), jnp.int32), **needed}, rows)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    program = parallel.compile_rows(model.sample, mesh)
+    program = parallel.compile_draws(model.sample, mesh)
     return {**_compiled(program, (weights, key, cond), mesh, trips=trips), "rows": rows}
 
 

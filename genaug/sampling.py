@@ -100,7 +100,7 @@ def make_sampler(
 ) -> Sampler:
     """The sampler of a model over a mesh."""
     block_size = -(-block_size // mesh.size) * mesh.size
-    return Sampler(parallel.compile_rows(model.sample, mesh), weights, block_size, model.cond)
+    return Sampler(parallel.compile_draws(model.sample, mesh), weights, block_size, model.cond)
 
 
 def make_scorer(

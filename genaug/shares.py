@@ -196,35 +196,22 @@ def _of_own(grad: RowsGrad, mesh: DeviceMesh) -> RowsGrad:
 
 
 Draw = Callable[[Any, jax.Array, Any], Any]
-"""`(weights, key, rows) -> rows`, a row of which depends on no other."""
+"""`(weights, key, rows) -> rows`, a row of which depends on its index and on no other row."""
 
 
-def drawn(draw: Draw, own: Draw, mesh: DeviceMesh, looped: bool) -> Draw:
-    """The same, over all devices, of weights in shares or not; each device with its own rows.
-
-    No device asks another for anything but its share of the weights: a loop that goes on until the
-    device's rows are done waits for nobody else's. Where "tensor" splits the weights, devices speak
-    in such a loop, and XLA nowhere promises that some may leave it earlier: there all go on
-    together.
-    own:    `draw` again, as each device may compute it of rows of its own.
-    looped: the weights of a stack of layers are gathered in its loop, not before.
-    """
-
-    def together(weights: Any, key: jax.Array, rows: Any) -> Any:
-        lie, gather = lying(weights, mesh), by_xla(mesh)
-        with fetching(fetch(lie, gather) if looped else None):
-            return draw(gathered(weights, lie, gather, looped), key, rows)
+def drawn(draw: Draw, mesh: DeviceMesh) -> Draw:
+    """The same on all devices, each with its own rows, of weights in shares or not: no device asks
+    another for anything but its share of the weights."""
 
     def run(weights: Any, key: jax.Array, rows: Any) -> Any:
         lie = lying(weights, mesh)
 
         def on_each(weights: Any, rows: Any, key: jax.Array) -> Any:
-            with fetching(fetch(lie, by_device) if looped else None):
-                return own(gathered(weights, lie, by_device, looped), key, rows)
+            return draw(gathered(weights, lie, by_device), key, rows)
 
         return _on_devices(on_each, mesh, lie, PartitionSpec(mesh.rows))(weights, rows, key)
 
-    return together if mesh.shape["tensor"] > 1 else run
+    return run
 
 
 def _kept(lie: Any) -> Any:

@@ -256,7 +256,7 @@ def test_draws_ask_other_devices_for_nothing(case):
     key, cond = jax.random.key(0), cond_of(case, 16)
     weights = jax.eval_shape(lambda key: case.model.weights(case.model.init(key)), key)
     for mesh, kinds in ((mesh_of(8), set()), (mesh_of(2, fsdp=4), {"all-gather"})):
-        lowered = parallel.compile_rows(case.model.sample, mesh).lower(weights, key, cond)
+        lowered = parallel.compile_draws(case.model.sample, mesh).lower(weights, key, cond)
         found = hlo.measure(lowered.compile().as_text()).collectives
         assert {one.kind for one in found} == kinds
         assert sum(one.times for one in found) <= len(jax.tree.leaves(weights))
