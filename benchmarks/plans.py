@@ -15,6 +15,7 @@ import argparse
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -79,18 +80,19 @@ def line_of(name: str, topology: str, row: dict[str, Any]) -> str:
     )
 
 
-def header(num_rows: int, most: int) -> list[str]:
-    """The table's beginning."""
+def header(num_rows: int, missing: Sequence[str]) -> list[str]:
+    """The table's beginning. missing: rows that are not in it."""
+    absent = f" Not planned yet: {', '.join(missing)}." if missing else ""
     return [
         "# Plans",
         "",
-        f"`python -m benchmarks.plans --write`: {num_rows} of {most} rows, compiled on "
-        f"{os.cpu_count()} cores ({platform.machine()}) by libtpu {_libtpu()}, jax "
+        f"`python -m benchmarks.plans --write`: {num_rows} of {num_rows + len(missing)} rows, "
+        f"compiled on {os.cpu_count()} cores ({platform.machine()}) by libtpu {_libtpu()}, jax "
         f"{metadata.version('jax')}, at the least effort. Nothing was run on a TPU: the figures "
         "are properties of compiled programs, and a step takes longer than its bound. Each is the "
         "preset as it is, data parallel; `(of N)`: the chips cannot share the preset's batch of N. "
         "`mnist_rare_ddpm` and `mnist_rare_quick` train `mnist_ddpm`'s net in its batches; the "
-        "shapes of `image_folder` and `spoken_digits` are those of their data.",
+        f"shapes of `image_folder` and `spoken_digits` are those of their data.{absent}",
         "",
         "| experiment | machine | batch | peak memory | traffic, GB | collectives | step, at least "
         "| bound by | MFU, at most, % |",
@@ -109,7 +111,7 @@ def main() -> None:
     home = Path(os.environ.get("GENAUG_DATA_DIR", "~/.cache/genaug")).expanduser()
     arguments.add_argument("--cache", type=Path, default=home / "plans")
     options = arguments.parse_args()
-    began, lines = time.monotonic(), []
+    began, lines, missing = time.monotonic(), [], []
     for name in options.experiment or NAMES:
         for topology in options.topology or TOPOLOGIES:
             path = options.cache / f"{name}-{topology}-{_libtpu()}.json"
@@ -124,8 +126,10 @@ def main() -> None:
             if path.is_file():
                 lines.append(line_of(name, topology, read_json(path)))
                 print(lines[-1], flush=True)
+            else:
+                missing.append(f"{name} on {topology}")
     if options.write:
-        text = [*header(len(lines), len(NAMES) * len(TOPOLOGIES)), *lines]
+        text = [*header(len(lines), missing), *lines]
         PLANS.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
