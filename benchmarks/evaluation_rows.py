@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import scipy.linalg
 
-from benchmarks import peers
+from benchmarks import peers, race
 from benchmarks.exact import exact_frechet
 from benchmarks.machine import fastest, limits
 from benchmarks.pairs import Agreement, Comparison, relative
@@ -83,8 +83,16 @@ def inception_net(quick: bool) -> Comparison:
         others = taps_differ(taps, inception.inception_params(arrays), images[:2], every)
         return Agreement(max(relative(got, want), others), f"all {len(names)} taps compared")
 
-    remark = peers.set_fastest_threads(peer)
+    remark = on_fastest_threads(peer)
     return Comparison(lambda: net.apply(images), peer, compare, remark)
+
+
+def on_fastest_threads(call: Callable[[], object]) -> str:
+    """Leave PyTorch with as many threads as are best for this call; says how many."""
+    best = race.fastest_threads(call)
+    race.set_threads(best)
+    tried = ", ".join(map(str, race.thread_counts()))
+    return f"PyTorch on {best} thread{'s' * (best > 1)}, the faster of {tried}"
 
 
 def efficientnet_net(side: int, quick: bool) -> Comparison:
@@ -111,7 +119,7 @@ def efficientnet_net(side: int, quick: bool) -> Comparison:
         others = taps_differ(taps, params, images, want)
         return Agreement(max(relative(got, want["1280"].numpy()), others), "all 4 taps compared")
 
-    remark = peers.set_fastest_threads(peer)
+    remark = on_fastest_threads(peer)
     return Comparison(lambda: net.apply(images), peer, compare, f"resize in ours alone; {remark}")
 
 

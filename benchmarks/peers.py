@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
-import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +89,3 @@ def of_the_tests(name: str) -> Any:
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
-
-
-def set_fastest_threads(call: Callable[[], object]) -> str:
-    """Leave PyTorch with one thread or all cores, whichever is faster for this call; says which."""
-    import torch
-
-    seconds = {}
-    for count in sorted({1, os.cpu_count() or 1}):
-        torch.set_num_threads(count)
-        call()
-        began = time.perf_counter()
-        call()
-        seconds[count] = time.perf_counter() - began
-    best = min(seconds, key=seconds.__getitem__)
-    torch.set_num_threads(best)
-    tried = ", ".join(map(str, seconds))
-    return f"PyTorch on {best} thread{'s' * (best > 1)}, the faster of {tried}"

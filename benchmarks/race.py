@@ -193,7 +193,7 @@ def timed(
         for name in names[first:] + names[:first]:
             call, threads = calls[name]
             if threads:
-                _set_threads(threads)
+                set_threads(threads)
             time.sleep(_PAUSE_S)
             began = clock()
             call()
@@ -201,18 +201,26 @@ def timed(
     return seconds
 
 
-def fastest_threads(call: Callable[[], object], clock: Callable[[], float]) -> int:
+def thread_counts() -> list[int]:
+    """What `fastest_threads` chooses from: one, and one per core."""
+    return sorted({1, len(os.sched_getaffinity(0))})
+
+
+def fastest_threads(
+    call: Callable[[], object], clock: Callable[[], float] = time.perf_counter
+) -> int:
     """One thread of PyTorch's or one per core, whichever is faster for this call."""
 
     def on(count: int) -> object:
-        _set_threads(count)
+        set_threads(count)
         return call()
 
-    counts = sorted({1, len(os.sched_getaffinity(0))})
+    counts = thread_counts()
     return counts[quickest([partial(on, count) for count in counts], clock)]
 
 
-def _set_threads(count: int) -> None:
+def set_threads(count: int) -> None:
+    """The number of PyTorch's threads."""
     import torch
 
     torch.set_num_threads(count)
